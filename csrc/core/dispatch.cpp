@@ -1,0 +1,221 @@
+// Plans become dispatches.
+#include "core/dispatch.h"
+
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "core/encoder_state.h"
+#include "core/registry.h"
+#include "core/text.h"
+#include "core/validation.h"
+
+namespace metal_sdpa {
+namespace {
+
+/// The memory behind an operand: a view of the caller's or a whole scratch storage.
+struct OperandMemory {
+  std::shared_ptr<Storage> storage;
+  std::size_t byte_offset = 0;
+  std::size_t byte_len = 0;
+};
+
+OperandMemory buffer_memory(const Buffer& buffer) {
+  return {buffer.storage(), buffer.byte_offset(), buffer.byte_len()};
+}
+
+OperandMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
+                             const ScratchList& scratch) {
+  switch (operand) {
+    case PlanOperand::q:
+      return buffer_memory(operands.q);
+    case PlanOperand::k:
+      return buffer_memory(operands.k);
+    case PlanOperand::v:
+      return buffer_memory(operands.v);
+    case PlanOperand::out:
+      return buffer_memory(operands.out);
+    case PlanOperand::lse:
+      return buffer_memory(operands.lse);
+    default:
+      break;
+  }
+  const std::size_t index =
+      static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0);
+  return {scratch[index], 0, scratch[index]->byte_len};
+}
+
+/// Constants too long for an inline binding go through a scratch buffer of the device.
+DispatchBinding long_bytes_binding(Backend& backend, std::uint32_t index,
+                                   const std::vector<std::byte>& bytes) {
+  DispatchBinding binding;
+  binding.index = index;
+  binding.storage = acquire_scratch(backend, bytes.size());
+  binding.byte_len = bytes.size();
+  std::memcpy(binding.storage->host, bytes.data(), bytes.size());
+  return binding;
+}
+
+DispatchBinding bytes_binding(Backend& backend, const PlanBytes& source) {
+  const bool is_long =
+      source.shared != nullptr && source.shared->size() > backend.limits().max_inline_bytes;
+  if (is_long) return long_bytes_binding(backend, source.index, *source.shared);
+  DispatchBinding binding;
+  binding.index = source.index;
+  if (source.shared != nullptr) {
+    binding.bytes = *source.shared;
+  } else {
+    binding.bytes.assign(source.bytes.begin(), source.bytes.end());
+  }
+  binding.byte_len = binding.bytes.size();
+  return binding;
+}
+
+template <typename Ranges>
+std::vector<AddressRange> resolve_ranges(const Ranges& ranges, const SdpaOperands& operands,
+                                         const ScratchList& scratch) {
+  std::vector<AddressRange> resolved;
+  resolved.reserve(ranges.size());
+  for (const PlanRange& range : ranges) {
+    const OperandMemory memory = operand_memory(range.operand, operands, scratch);
+    const std::uint64_t begin = memory.storage->address + memory.byte_offset + range.offset;
+    resolved.push_back({begin, begin + range.length});
+  }
+  return resolved;
+}
+
+DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, const PlanStep& step,
+                            const SdpaOperands& operands, const ScratchList& scratch) {
+  DispatchRecord record;
+  record.kind = OpKind::sdpa;
+  Dispatch& dispatch = record.dispatch;
+  dispatch.pipeline = registry.get_pipeline(
+      step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
+  dispatch.bindings.reserve(step.bindings.size() + step.bytes.size());
+  for (const PlanBinding& bound : step.bindings) {
+    OperandMemory memory = operand_memory(bound.operand, operands, scratch);
+    DispatchBinding binding;
+    binding.index = bound.index;
+    binding.storage = std::move(memory.storage);
+    binding.byte_offset = memory.byte_offset;
+    binding.byte_len = memory.byte_len;
+    dispatch.bindings.push_back(std::move(binding));
+  }
+  for (const PlanBytes& bytes : step.bytes) {
+    dispatch.bindings.push_back(bytes_binding(backend, bytes));
+  }
+  dispatch.threadgroup_memory.assign(step.threadgroup_memory.begin(),
+                                     step.threadgroup_memory.end());
+  dispatch.threadgroups = step.threadgroups;
+  dispatch.threadgroup_size = step.threadgroup_size;
+  dispatch.flops = step.flops;
+  record.access.declared = true;
+  record.access.reads = resolve_ranges(step.reads, operands, scratch);
+  record.access.writes = resolve_ranges(step.writes, operands, scratch);
+  return record;
+}
+
+void check_encode_devices(const EncoderState& state, const KernelRegistry& registry,
+                          const Device& device) {
+  if (!(state.device == device)) fail_argument("encode_sdpa: encoder: is of another device");
+  if (!(registry.device() == device)) {
+    fail_argument("encode_sdpa: registry: is of another device");
+  }
+}
+
+/// A node that can be planned anew up to the capacity without more memory.
+void record_node(Graph::State& graph, const KernelRegistry& registry, const SdpaOperands& operands,
+                 const SdpaProblem& problem, const Plan& plan, const Device& device) {
+  Backend& backend = *device.backend();
+  SdpaProblem full = problem;
+  full.kv_len = full.kv_capacity;
+  full.kv_lengths.clear();
+  ScratchList scratch;
+  reserve_scratch(backend, backend.plan_sdpa(full, device.options()), scratch);
+  reserve_scratch(backend, plan, scratch);
+  std::vector<DispatchRecord> records = resolve_plan(backend, registry, plan, operands, scratch);
+  SdpaNode node{problem, operands, registry, std::move(scratch), std::move(records)};
+  const std::lock_guard<std::mutex> lock(graph.mutex);
+  graph.nodes.emplace_back(std::move(node));
+}
+
+}  // namespace
+
+void reserve_scratch(Backend& backend, const Plan& plan, ScratchList& scratch) {
+  for (std::size_t i = 0; i < kMaxScratch; ++i) {
+    const std::size_t needed = plan.scratch_bytes[i];
+    if (needed == 0) continue;
+    if (scratch.size() <= i) scratch.resize(i + 1);
+    if (scratch[i] != nullptr && scratch[i]->byte_len >= needed) continue;
+    scratch[i] = acquire_scratch(backend, needed);
+  }
+}
+
+std::vector<DispatchRecord> resolve_plan(Backend& backend, const KernelRegistry& registry,
+                                         const Plan& plan, const SdpaOperands& operands,
+                                         const ScratchList& scratch) {
+  std::vector<DispatchRecord> records;
+  records.reserve(plan.steps.size());
+  for (const PlanStep& step : plan.steps) {
+    records.push_back(resolve_step(backend, registry, step, operands, scratch));
+  }
+  return records;
+}
+
+Plan plan_sdpa(const Device& device, const SdpaProblem& problem) {
+  validate_problem(problem, device.limits(), "plan_sdpa");
+  return device.backend()->plan_sdpa(problem, device.options());
+}
+
+void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const Device& device,
+                 const SdpaOperands& operands, const SdpaProblem& problem) {
+  EncoderState& state = encoder.state();
+  state.take_op_kind(OpKind::sdpa);
+  state.require_encoding("encode_sdpa");
+  check_encode_devices(state, registry, device);
+  Backend& backend = *device.backend();
+  validate_problem(problem, backend.limits(), "encode_sdpa");
+  validate_operands(problem, operands, backend, "encode_sdpa");
+  const Plan plan = backend.plan_sdpa(problem, device.options());
+  if (state.capture != nullptr) {
+    record_node(*state.capture, registry, operands, problem, plan, device);
+    return;
+  }
+  ScratchList scratch;
+  reserve_scratch(backend, plan, scratch);
+  for (const DispatchRecord& record : resolve_plan(backend, registry, plan, operands, scratch)) {
+    state.encode(record);
+  }
+}
+
+void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const Device& device,
+                 const Buffer& q, const Buffer& k, const Buffer& v, const Buffer& output,
+                 const SdpaParams& params, std::int64_t batch_size) {
+  encoder.state().require_encoding("encode_sdpa");
+  SdpaProblem problem = problem_from_params(params, q, batch_size);
+  problem.set_packed_layouts();
+  encode_sdpa(encoder, registry, device, SdpaOperands{q, k, v, output, {}}, problem);
+}
+
+void sdpa(const Device& device, const SdpaOperands& operands, const SdpaProblem& problem) {
+  Backend& backend = *device.backend();
+  validate_problem(problem, backend.limits(), "sdpa");
+  validate_operands(problem, operands, backend, "sdpa");
+  const Plan plan = backend.plan_sdpa(problem, device.options());
+  ScratchList scratch;
+  reserve_scratch(backend, plan, scratch);
+  const std::unique_ptr<CommandStream> stream = backend.command_stream(device.options());
+  HazardTracker hazards;
+  for (const DispatchRecord& record :
+       resolve_plan(backend, default_registry(device), plan, operands, scratch)) {
+    if (hazards.needs_barrier(record.access)) {
+      stream->barrier();
+      hazards.clear();
+    }
+    stream->dispatch(record.dispatch);
+    hazards.add(record.access);
+  }
+  stream->commit_and_wait();
+}
+
+}  // namespace metal_sdpa

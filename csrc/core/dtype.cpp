@@ -1,0 +1,42 @@
+// Element types.
+#include "metal_sdpa/dtype.h"
+
+namespace metal_sdpa {
+
+std::size_t dtype_size(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::u8:
+      return 1;
+    case DType::f16:
+    case DType::bf16:
+    case DType::u16:
+      return 2;
+    case DType::f32:
+    case DType::u32:
+    case DType::i32:
+      return 4;
+  }
+  return 0;
+}
+
+const char* dtype_name(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::f32:
+      return "f32";
+    case DType::f16:
+      return "f16";
+    case DType::bf16:
+      return "bf16";
+    case DType::u8:
+      return "u8";
+    case DType::u16:
+      return "u16";
+    case DType::u32:
+      return "u32";
+    case DType::i32:
+      return "i32";
+  }
+  return "?";
+}
+
+}  // namespace metal_sdpa

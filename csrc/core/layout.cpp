@@ -1,0 +1,109 @@
+// Extents and overlaps of strided tensors.
+#include "core/layout.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <vector>
+
+namespace metal_sdpa {
+namespace {
+
+struct Axis {
+  std::int64_t count;
+  std::int64_t stride;
+};
+
+std::array<Axis, 3> row_axes(const TensorView& view) {
+  return {Axis{view.batch, view.layout.batch_stride}, Axis{view.heads, view.layout.head_stride},
+          Axis{view.rows, view.layout.row_stride}};
+}
+
+/// Byte addresses of the first element of every row, sorted.
+std::vector<std::int64_t> sorted_rows(const TensorView& view, std::int64_t base) {
+  std::vector<std::int64_t> starts;
+  starts.reserve(static_cast<std::size_t>(view.batch * view.heads * view.rows));
+  for (std::int64_t b = 0; b < view.batch; ++b) {
+    for (std::int64_t h = 0; h < view.heads; ++h) {
+      for (std::int64_t i = 0; i < view.rows; ++i) {
+        const std::int64_t element = view.layout.offset + b * view.layout.batch_stride +
+                                     h * view.layout.head_stride + i * view.layout.row_stride;
+        starts.push_back(base + element * view.element_size);
+      }
+    }
+  }
+  std::sort(starts.begin(), starts.end());
+  return starts;
+}
+
+/// Every stride steps over all that the smaller strides span: sufficient, not necessary.
+bool nested_without_overlap(const TensorView& view) {
+  std::array<Axis, 3> axes = row_axes(view);
+  std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) {
+    return std::llabs(a.stride) < std::llabs(b.stride);
+  });
+  std::int64_t span = view.width;
+  for (const Axis& axis : axes) {
+    if (axis.count == 1) continue;
+    if (std::llabs(axis.stride) < span) return false;
+    span += (axis.count - 1) * std::llabs(axis.stride);
+  }
+  return true;
+}
+
+bool rows_overlap(const std::vector<std::int64_t>& a, std::int64_t a_bytes,
+                  const std::vector<std::int64_t>& b, std::int64_t b_bytes) {
+  std::size_t i = 0;
+  std::size_t j = 0;
+  while (i < a.size() && j < b.size()) {
+    if (a[i] + a_bytes <= b[j]) {
+      ++i;
+    } else if (b[j] + b_bytes <= a[i]) {
+      ++j;
+    } else {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last) {
+  first = view.layout.offset;
+  last = view.layout.offset;
+  for (const Axis& axis : row_axes(view)) {
+    std::int64_t reach = 0;
+    if (__builtin_mul_overflow(axis.count - 1, axis.stride, &reach)) return false;
+    std::int64_t& end = reach < 0 ? first : last;
+    if (__builtin_add_overflow(end, reach, &end)) return false;
+  }
+  if (__builtin_add_overflow(last, view.width - 1, &last)) return false;
+  std::int64_t bytes = 0;
+  return !__builtin_mul_overflow(first, view.element_size, &bytes) &&
+         !__builtin_mul_overflow(last, view.element_size, &bytes);
+}
+
+bool overlaps_itself(const TensorView& view) {
+  if (nested_without_overlap(view)) return false;
+  const std::vector<std::int64_t> rows = sorted_rows(view, 0);
+  const std::int64_t row_bytes = view.width * view.element_size;
+  const auto too_close = [row_bytes](std::int64_t a, std::int64_t b) { return b - a < row_bytes; };
+  return std::adjacent_find(rows.begin(), rows.end(), too_close) != rows.end();
+}
+
+bool views_overlap(const TensorView& a, std::uint64_t a_base, const TensorView& b,
+                   std::uint64_t b_base) {
+  std::int64_t a_first = 0, a_last = 0, b_first = 0, b_last = 0;
+  if (!element_extent(a, a_first, a_last) || !element_extent(b, b_first, b_last)) return true;
+  const std::int64_t a_origin = static_cast<std::int64_t>(a_base);
+  const std::int64_t b_origin = static_cast<std::int64_t>(b_base);
+  const bool apart =
+      a_origin + (a_last + 1) * a.element_size <= b_origin + b_first * b.element_size ||
+      b_origin + (b_last + 1) * b.element_size <= a_origin + a_first * a.element_size;
+  if (apart) return false;
+  return rows_overlap(sorted_rows(a, a_origin), a.width * a.element_size, sorted_rows(b, b_origin),
+                      b.width * b.element_size);
+}
+
+}  // namespace metal_sdpa

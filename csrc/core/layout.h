@@ -1,0 +1,35 @@
+// Extents and overlaps of strided [B, H, rows, D] tensors, in exact 64-bit arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "metal_sdpa/buffer.h"
+#include "metal_sdpa/sdpa.h"
+
+namespace metal_sdpa {
+
+/// Bytes that a packed tensor of `shape` takes; InvalidArgument where 64 bits do not hold it.
+std::size_t shape_byte_len(const Shape& shape, DType dtype, const char* call);
+
+/// A tensor of a problem: its extents, its layout and the size of one element.
+struct TensorView {
+  std::int64_t batch = 1;
+  std::int64_t heads = 1;
+  std::int64_t rows = 1;
+  std::int64_t width = 1;  ///< elements of one contiguous row
+  TensorLayout layout;
+  std::int64_t element_size = 4;
+};
+
+/// Elements first..last (inclusive) from the start of the buffer; false where 64 bits overflow.
+bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last);
+
+/// True where two different elements of the view share bytes.
+bool overlaps_itself(const TensorView& view);
+
+/// True where an element of `a`, in a buffer that starts at address a_base, shares bytes with one
+/// of `b`. Both extents must have passed element_extent.
+bool views_overlap(const TensorView& a, std::uint64_t a_base, const TensorView& b,
+                   std::uint64_t b_base);
+
+}  // namespace metal_sdpa

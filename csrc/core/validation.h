@@ -1,0 +1,19 @@
+// Every check on a problem and its memory, for all devices.
+#pragma once
+
+#include <cstdint>
+
+#include "core/backend.h"
+#include "metal_sdpa/sdpa.h"
+
+namespace metal_sdpa {
+
+/// The problem that SdpaParams describe; dtype is that of `q`.
+SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::int64_t batch_size);
+
+/// Dtypes, devices, extents and overlaps of the memory; the problem must have passed
+/// validate_problem.
+void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
+                       const Backend& backend, const char* call);
+
+}  // namespace metal_sdpa

@@ -1,0 +1,238 @@
+// The straightforward kernel, one query row at a time:
+//   s_j = scale * (q . k_j)          for every visible key j
+//   out = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m),  m = max_j s_j
+// Keys are taken in spans; each span gives a state (maximum, sum, numerators), and the states are
+// merged in order. Sums are short: 32 keys from zero, then one compensated addition.
+#include "cpu/sdpa.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "cpu/element.h"
+#include "cpu/softmax_state.h"
+#include "shaders/sdpa_args.h"
+#include "shaders/sdpa_params.h"
+
+namespace metal_sdpa::cpu {
+namespace {
+
+constexpr int kTileKeys = 32;
+constexpr int kDotLanes = 16;
+
+/// A packed problem in the terms of the general one.
+SdpaArgs args_from_params(const SdpaParamsBlock& params) {
+  SdpaArgs args{};
+  const auto packed = [&params](sdpa_i64 heads, sdpa_i64 rows) {
+    const sdpa_i64 width = params.head_dim;
+    return SdpaStrides{heads * rows * width, rows * width, width};
+  };
+  args.q_stride = packed(params.n_heads, params.seq_len);
+  args.k_stride = packed(params.n_kv_heads, params.kv_capacity);
+  args.v_stride = args.k_stride;
+  args.out_stride = args.q_stride;
+  args.q_start = static_cast<sdpa_i64>(params.kv_seq_len) - params.seq_len;
+  args.kv_len = params.kv_seq_len;
+  args.n_heads = params.n_heads;
+  args.n_kv_heads = params.n_kv_heads;
+  args.seq_len = params.seq_len;
+  args.head_dim = params.head_dim;
+  args.value_dim = params.head_dim;
+  args.scale = params.scale;
+  args.causal = params.do_causal;
+  args.span_len = kStraightSpan;
+  args.row_end = params.seq_len;
+  return args;
+}
+
+/// Throws what fails the command buffer: arguments that come by hand may not fit the memory.
+void check_args(const SdpaArgs& args) {
+  const bool fits = args.head_dim <= kMaxHeadDim && args.value_dim <= kMaxHeadDim &&
+                    args.span_len >= 1 && args.span_len <= kStraightSpan && args.n_heads >= 1 &&
+                    args.n_kv_heads >= 1 && args.n_heads % args.n_kv_heads == 0;
+  if (!fits) throw std::invalid_argument("the argument block holds values the kernel cannot take");
+}
+
+/// The packed form has its tensors' sizes in the parameters: every binding must hold them.
+void check_packed(const NativeLaunch& launch, const SdpaParamsBlock& params, std::size_t element) {
+  const std::size_t width = params.head_dim * element;
+  const std::size_t batch = launch.threadgroups.x;
+  const std::size_t q_bytes = batch * params.n_heads * params.seq_len * width;
+  const std::size_t kv_bytes = batch * params.n_kv_heads * params.kv_capacity * width;
+  const bool fits = params.kv_seq_len <= params.kv_capacity &&
+                    launch.bindings[SDPA_BUFFER_Q].byte_len >= q_bytes &&
+                    launch.bindings[SDPA_BUFFER_K].byte_len >= kv_bytes &&
+                    launch.bindings[SDPA_BUFFER_V].byte_len >= kv_bytes &&
+                    launch.bindings[SDPA_BUFFER_OUT].byte_len >= q_bytes;
+  if (!fits) throw std::invalid_argument("a buffer is smaller than the parameters say");
+}
+
+template <typename T>
+SdpaArgs launch_args(const NativeLaunch& launch) {
+  if (launch.bound(SDPA_BUFFER_ARGS)) return launch.value<SdpaArgs>(SDPA_BUFFER_ARGS);
+  if (launch.bindings[SDPA_BUFFER_PARAMS].byte_len < sizeof(SdpaParamsBlock)) {
+    throw std::invalid_argument("buffer 4 holds no parameter block");
+  }
+  const SdpaParamsBlock& params = launch.value<SdpaParamsBlock>(SDPA_BUFFER_PARAMS);
+  check_packed(launch, params, sizeof(T));
+  return args_from_params(params);
+}
+
+/// q . k in kDotLanes partial sums, added as a tree: short chains keep the rounding error small.
+template <typename T>
+float dot(const float* q, const T* k, int head_dim) {
+  float lanes[kDotLanes] = {};
+  int d = 0;
+  for (; d + kDotLanes <= head_dim; d += kDotLanes) {
+    for (int lane = 0; lane < kDotLanes; ++lane) lanes[lane] += q[d + lane] * load(k + d + lane);
+  }
+  for (int lane = 0; d + lane < head_dim; ++lane) lanes[lane] += q[d + lane] * load(k + d + lane);
+  for (int half = kDotLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+using RowState = SoftmaxState<kMaxHeadDim>;
+
+/// One sequence's K and V under one KV head.
+template <typename T>
+struct KeyValues {
+  const T* k;
+  const T* v;
+  sdpa_i64 k_row;
+  sdpa_i64 v_row;
+};
+
+/// The state of keys begin..end, at most kStraightSpan of them, for query row `q`.
+template <typename T>
+void attend_span(const float* q, const KeyValues<T>& kv, sdpa_i64 begin, sdpa_i64 end,
+                 const SdpaArgs& args, RowState& span) {
+  const int n_keys = static_cast<int>(end - begin);
+  const int value_dim = static_cast<int>(args.value_dim);
+  float scores[kStraightSpan];
+  span.reset(value_dim);
+
+  // pass 1: scores and their maximum (a NaN score does not move the maximum)
+  for (int j = 0; j < n_keys; ++j) {
+    const T* k = kv.k + (begin + j) * kv.k_row;
+    scores[j] = args.scale * dot(q, k, static_cast<int>(args.head_dim));
+    if (scores[j] > span.maximum) span.maximum = scores[j];
+  }
+
+  // pass 2: weights, their sum, and the weighted values, a tile at a time
+  const float reference = softmax_reference(span.maximum);
+  for (int tile = 0; tile < n_keys; tile += kTileKeys) {
+    const int tile_end = std::min(tile + kTileKeys, n_keys);
+    float weight_sum = 0;
+    float values[kMaxHeadDim];
+    std::fill(values, values + value_dim, 0.0f);
+    for (int j = tile; j < tile_end; ++j) {
+      const float weight = std::exp(scores[j] - reference);
+      const T* v = kv.v + (begin + j) * kv.v_row;
+      weight_sum += weight;
+      for (int d = 0; d < value_dim; ++d) values[d] += weight * load(v + d);
+    }
+    span.add(weight_sum, values, 1.0f, value_dim);
+  }
+}
+
+/// A row without any weight (no visible key) is 0, its log-sum-exp -inf.
+template <typename T>
+void write_row(const RowState& row, T* out, float* lse, int value_dim) {
+  const bool empty = row.sum == 0;
+  for (int d = 0; d < value_dim; ++d) {
+    store(out + d, empty ? 0.0f : row.numerators[d] / row.sum);
+  }
+  if (lse == nullptr) return;
+  *lse = empty ? -std::numeric_limits<float>::infinity() : row.maximum + std::log(row.sum);
+}
+
+/// Keys that query row i sees: the first `count` of them.
+sdpa_i64 visible_keys(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
+  if (args.causal == 0) return sequence.kv_len;
+  return std::clamp<sdpa_i64>(sequence.q_start + i + 1, 0, sequence.kv_len);
+}
+
+/// Rows and tensors of one (batch, head).
+template <typename T>
+class HeadRows {
+ public:
+  HeadRows(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 b, sdpa_i64 h)
+      : args_(args), sequence_{args.q_start, args.kv_len} {
+    if (launch.bound(SDPA_BUFFER_SEQUENCES)) {
+      sequence_ = launch.buffer<const SdpaSequence>(SDPA_BUFFER_SEQUENCES)[b];
+    }
+    const sdpa_i64 kv_h = h / (args.n_heads / args.n_kv_heads);
+    q_ = launch.buffer<const T>(SDPA_BUFFER_Q) + at(args.q_offset, args.q_stride, b, h);
+    out_ = launch.buffer<T>(SDPA_BUFFER_OUT) + at(args.out_offset, args.out_stride, b, h);
+    kv_.k = launch.buffer<const T>(SDPA_BUFFER_K) + at(args.k_offset, args.k_stride, b, kv_h);
+    kv_.v = launch.buffer<const T>(SDPA_BUFFER_V) + at(args.v_offset, args.v_stride, b, kv_h);
+    kv_.k_row = args.k_stride.row;
+    kv_.v_row = args.v_stride.row;
+    if (launch.bound(SDPA_BUFFER_LSE)) {
+      lse_ = launch.buffer<float>(SDPA_BUFFER_LSE) + (b * args.n_heads + h) * args.seq_len;
+    }
+  }
+
+  /// Attends row i; false when asked to stop, with nothing written.
+  bool attend(sdpa_i64 i, RowState& total, RowState& span, StopToken& stop) const {
+    const int value_dim = static_cast<int>(args_.value_dim);
+    float q[kMaxHeadDim];
+    for (int d = 0; d < static_cast<int>(args_.head_dim); ++d) {
+      q[d] = load(q_ + i * args_.q_stride.row + d);
+    }
+    total.reset(value_dim);
+    const sdpa_i64 n_keys = visible_keys(args_, sequence_, i);
+    for (sdpa_i64 begin = 0; begin < n_keys; begin += args_.span_len) {
+      if (stop.stop_requested()) return false;
+      attend_span(q, kv_, begin, std::min<sdpa_i64>(begin + args_.span_len, n_keys), args_, span);
+      total.merge(span.maximum, span.sum, span.numerators, value_dim,
+                  [](float x) { return std::exp(x); });
+    }
+    write_row(total, out_ + i * args_.out_stride.row, lse_ == nullptr ? nullptr : lse_ + i,
+              value_dim);
+    return true;
+  }
+
+ private:
+  static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
+    return offset + b * stride.batch + h * stride.head;
+  }
+
+  const SdpaArgs& args_;
+  SdpaSequence sequence_;
+  const T* q_;
+  T* out_;
+  KeyValues<T> kv_;
+  float* lse_ = nullptr;
+};
+
+}  // namespace
+
+template <typename T>
+void sdpa_kernel(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
+  const SdpaArgs args = launch_args<T>(launch);
+  check_args(args);
+  const GridSize& grid = launch.threadgroups;
+  RowState total;
+  RowState span;
+  for (std::uint64_t group = work.begin; group < work.end; ++group) {
+    const sdpa_i64 b = args.batch_begin + static_cast<sdpa_i64>(group % grid.x);
+    const sdpa_i64 h = args.head_begin + static_cast<sdpa_i64>(group / grid.x % grid.y);
+    const sdpa_i64 tile = static_cast<sdpa_i64>(group / grid.x / grid.y);
+    const HeadRows<T> rows(launch, args, b, h);
+    const sdpa_i64 first = args.row_begin + tile * SDPA_TILE_Q;
+    const sdpa_i64 last = std::min<sdpa_i64>(first + SDPA_TILE_Q, args.row_end);
+    for (sdpa_i64 i = first; i < last; ++i) {
+      if (!rows.attend(i, total, span, stop)) return;
+    }
+  }
+}
+
+template void sdpa_kernel<float>(const NativeLaunch&, WorkRange, StopToken&);
+template void sdpa_kernel<F16>(const NativeLaunch&, WorkRange, StopToken&);
+template void sdpa_kernel<BF16>(const NativeLaunch&, WorkRange, StopToken&);
+
+}  // namespace metal_sdpa::cpu

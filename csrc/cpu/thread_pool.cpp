@@ -1,0 +1,172 @@
+// The pool: a late worker never delays a join, because it only enters while work is left.
+#include "cpu/thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "cpu/fp_mode.h"
+
+namespace metal_sdpa::cpu {
+namespace {
+
+constexpr std::uint64_t kOpen = std::uint64_t{1} << 31;
+constexpr std::uint64_t kCount = kOpen - 1;
+constexpr std::uint64_t kEpochOne = std::uint64_t{1} << 32;
+
+// Workers spin this long after a fork-join, so that the next step of a plan finds them awake; a
+// sleeping one costs a wake-up of some 50 us.
+constexpr std::chrono::microseconds kSpin{30};
+
+std::uint64_t epoch_of(std::uint64_t state) { return state / kEpochOne; }
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+class WorkerStop final : public StopToken {
+ public:
+  explicit WorkerStop(const std::atomic<bool>& cancelled) : cancelled_(cancelled) {}
+  bool stop_requested() noexcept override { return cancelled_.load(std::memory_order_relaxed); }
+
+ private:
+  const std::atomic<bool>& cancelled_;
+};
+
+class CallerStop final : public StopToken {
+ public:
+  CallerStop(std::atomic<bool>& cancelled, InterruptPoller* poller)
+      : cancelled_(cancelled), poller_(poller) {}
+  bool stop_requested() noexcept override {
+    if (poller_ != nullptr && poller_->poll()) cancelled_.store(true);
+    return cancelled_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<bool>& cancelled_;
+  InterruptPoller* poller_;
+};
+
+}  // namespace
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::run(int n_threads, const ParallelWork& work, InterruptPoller* poller) {
+  work_ = work;
+  next_.store(0);
+  const int helpers = n_threads - 1;
+  CallerStop stop(*work.cancelled, poller);
+  if (helpers <= 0) {
+    take_chunks(stop);
+  } else {
+    start_workers(helpers);
+    wanted_.store(helpers);
+    state_.store((epoch_of(state_.load()) + 1) * kEpochOne | kOpen);
+    if (sleepers_.load() > 0) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    take_chunks(stop);
+    wait_for_workers(poller);
+  }
+  if (exception_ != nullptr) std::rethrow_exception(std::exchange(exception_, nullptr));
+}
+
+void ThreadPool::wait_for_workers(InterruptPoller* poller) {
+  std::uint64_t state = state_.fetch_and(~kOpen);
+  for (int spins = 0; (state & kCount) != 0; ++spins) {
+    if (spins < 2000) {
+      pause_briefly();
+    } else {
+      std::this_thread::yield();
+      if (poller != nullptr && poller->poll()) work_.cancelled->store(true);
+    }
+    state = state_.load();
+  }
+}
+
+void ThreadPool::take_chunks(StopToken& stop) {
+  try {
+    while (!stop.stop_requested()) {
+      const std::uint64_t begin = next_.fetch_add(work_.chunk);
+      if (begin >= work_.total) return;
+      work_.kernel(*work_.launch, {begin, std::min(begin + work_.chunk, work_.total)}, stop);
+    }
+  } catch (...) {
+    keep_exception();
+  }
+}
+
+void ThreadPool::keep_exception() noexcept {
+  work_.cancelled->store(true);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (exception_ == nullptr) exception_ = std::current_exception();
+}
+
+void ThreadPool::start_workers(int count) {
+  while (static_cast<int>(workers_.size()) < count) {
+    const int index = static_cast<int>(workers_.size());
+    workers_.emplace_back([this, index] { worker_loop(index); });
+  }
+}
+
+void ThreadPool::worker_loop(int index) {
+  std::uint64_t epoch = 0;
+  for (;;) {
+    epoch = wait_for_work(index, epoch);
+    if (stopping_.load()) return;
+    {
+      const FpModeScope fp_mode;
+      WorkerStop stop(*work_.cancelled);
+      take_chunks(stop);
+    }
+    leave();
+  }
+}
+
+/// Counts the worker in where a fork-join other than `seen_epoch` is open and wants this worker.
+bool ThreadPool::enter(std::uint64_t& epoch, std::uint64_t seen_epoch, int index) {
+  std::uint64_t state = state_.load();
+  while ((state & kOpen) != 0 && epoch_of(state) != seen_epoch && index < wanted_.load()) {
+    if (state_.compare_exchange_weak(state, state + 1)) {
+      epoch = epoch_of(state);
+      return true;
+    }
+  }
+  return false;
+}
+
+void ThreadPool::leave() { state_.fetch_sub(1); }
+
+std::uint64_t ThreadPool::wait_for_work(int index, std::uint64_t seen_epoch) {
+  std::uint64_t epoch = seen_epoch;
+  const auto spin_end = std::chrono::steady_clock::now() + kSpin;
+  while (std::chrono::steady_clock::now() < spin_end) {
+    for (int i = 0; i < 16; ++i) {
+      if (stopping_.load() || enter(epoch, seen_epoch, index)) return epoch;
+      pause_briefly();
+    }
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  sleepers_.fetch_add(1);
+  wake_.wait(lock, [&] { return stopping_.load() || enter(epoch, seen_epoch, index); });
+  sleepers_.fetch_sub(1);
+  return epoch;
+}
+
+void ThreadPool::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_.store(true);
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+  stopping_.store(false);
+}
+
+}  // namespace metal_sdpa::cpu

@@ -1,0 +1,65 @@
+// Fork-join over a range of work: the caller takes part, workers join while there is work left.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/interrupt.h"
+#include "metal_sdpa/native_kernel.h"
+
+namespace metal_sdpa::cpu {
+
+/// What one fork-join runs: chunks of begin..end, handed out in increasing order.
+struct ParallelWork {
+  NativeKernel kernel = nullptr;
+  const NativeLaunch* launch = nullptr;
+  std::uint64_t total = 0;
+  std::uint64_t chunk = 1;
+  std::atomic<bool>* cancelled = nullptr;  ///< read by everybody, set by the caller's poller
+};
+
+/// Used by one fork-join at a time; the queue sees to that.
+class ThreadPool {
+ public:
+  ThreadPool() = default;
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  /// Runs all chunks on the calling thread and up to n_threads - 1 workers. Polls `poller` (may be
+  /// null) on the calling thread and cancels when it says so. Rethrows what a kernel threw.
+  void run(int n_threads, const ParallelWork& work, InterruptPoller* poller);
+
+  /// Ends and joins the workers; a later run starts new ones.
+  void stop();
+
+ private:
+  void start_workers(int count);
+  void worker_loop(int index);
+  std::uint64_t wait_for_work(int index, std::uint64_t seen_epoch);
+  bool enter(std::uint64_t& epoch, std::uint64_t seen_epoch, int index);
+  void leave();
+  void take_chunks(StopToken& stop);
+  void keep_exception() noexcept;
+  void wait_for_workers(InterruptPoller* poller);
+
+  // Whether workers may enter, how many are inside, and the number of the fork-join:
+  // epoch in the upper 32 bits, then one open bit, then the count.
+  std::atomic<std::uint64_t> state_{0};
+  std::atomic<std::uint64_t> next_{0};
+  std::atomic<int> wanted_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stopping_{false};
+  ParallelWork work_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::exception_ptr exception_;  ///< guarded by mutex_
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace metal_sdpa::cpu

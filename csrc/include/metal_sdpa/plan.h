@@ -1,0 +1,63 @@
+// What a device will do for one attention problem: ordered steps, each one dispatch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "metal_sdpa/encoder.h"
+#include "metal_sdpa/export.h"
+#include "metal_sdpa/inline_vector.h"
+#include "metal_sdpa/native_kernel.h"
+
+namespace metal_sdpa {
+
+/// What a plan's binding refers to: an operand of the problem or scratch memory i of the plan.
+enum class PlanOperand : std::uint8_t { q, k, v, out, lse, scratch0, scratch1, scratch2, scratch3 };
+inline constexpr std::size_t kMaxScratch = 4;
+
+struct PlanBinding {
+  std::uint32_t index = 0;
+  PlanOperand operand = PlanOperand::q;
+};
+
+/// Constant bytes of a step. More than DeviceLimits::max_inline_bytes become a buffer.
+struct PlanBytes {
+  std::uint32_t index = 0;
+  std::shared_ptr<const std::vector<std::byte>> shared;  ///< long constants, used by many steps
+  InlineVector<std::byte, 256> bytes;                    ///< short ones, where `shared` is null
+};
+
+/// Bytes offset..offset+length of an operand that a step reads or writes.
+struct PlanRange {
+  PlanOperand operand = PlanOperand::q;
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;
+};
+
+struct PlanStep {
+  const char* kernel = "";  ///< a string literal, or text that lives as long as the process
+  InlineVector<FunctionConstant, 8> constants;
+  GridSize threadgroups;
+  GridSize threadgroup_size;
+  InlineVector<PlanBinding, 10> bindings;
+  InlineVector<PlanBytes, 2> bytes;
+  InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
+  InlineVector<PlanRange, 6> reads;
+  InlineVector<PlanRange, 4> writes;
+  double flops = 0;  ///< estimate, 2 for a multiply-add; decides on threads and on cutting
+};
+
+struct Plan {
+  std::vector<PlanStep> steps;
+  std::uint64_t scratch_bytes[kMaxScratch] = {};
+  std::int64_t span_len = 0;  ///< keys of one span
+  std::string reason;         ///< why these kernels; empty where there was no choice
+
+  /// The plan in words, a line a step.
+  METAL_SDPA_API std::string describe() const;
+};
+
+}  // namespace metal_sdpa

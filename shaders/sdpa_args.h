@@ -1,0 +1,86 @@
+// The argument block of every kernel but the packed form of the straightforward one, with the
+// buffer indices and function constants that go with it. Shared by host and shader.
+#ifndef METAL_SDPA_SDPA_ARGS_H
+#define METAL_SDPA_SDPA_ARGS_H
+
+#include "shader_types.h"
+
+// Buffer indices, the same for every attention kernel.
+#define SDPA_BUFFER_Q 0
+#define SDPA_BUFFER_K 1
+#define SDPA_BUFFER_V 2
+#define SDPA_BUFFER_OUT 3
+#define SDPA_BUFFER_PARAMS 4      // SdpaParamsBlock; only where SDPA_CONSTANT_GENERAL is false
+#define SDPA_BUFFER_ARGS 5        // SdpaArgs
+#define SDPA_BUFFER_LSE 6         // f32 [B, Hq, L]; only with SDPA_CONSTANT_LSE
+#define SDPA_BUFFER_SEQUENCES 7   // SdpaSequence [B]; only with SDPA_CONSTANT_SEQUENCES
+#define SDPA_BUFFER_PARTIAL_O 8   // f32 [B, Hq, L, n_spans, Dv]: numerators of each span's state
+#define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
+#define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
+#define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
+
+// Function constants, all bool, false where not set.
+#define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock
+#define SDPA_CONSTANT_LSE 1        // write the log-sum-exp
+#define SDPA_CONSTANT_SEQUENCES 2  // kv_len and q_start come from SdpaSequence [B]
+#define SDPA_CONSTANT_ALIGNED 3    // sdpa_decode, sdpa_prefill: rows of k and v start on 16 bytes
+#define SDPA_CONSTANT_PADDED 4     // sdpa_decode, sdpa_prefill: head_dim is under the kernel's own
+#define SDPA_CONSTANT_PARTIAL 5    // sdpa_decode, sdpa_prefill: write span states, not the output
+
+/// Element strides of a [B, H, rows, D] tensor; the last dimension is contiguous.
+struct SdpaStrides {
+  sdpa_i64 batch;
+  sdpa_i64 head;
+  sdpa_i64 row;
+};
+
+/// Length and position of one sequence of the batch.
+struct SdpaSequence {
+  sdpa_i64 q_start;  ///< position of the sequence's query 0; may be negative
+  sdpa_i64 kv_len;   ///< keys in use, 0 to S
+};
+
+/// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv].
+/// Element [b][h][i][d] of x stands at x_offset + b * batch + h * head + i * row + d elements
+/// from the start of its buffer binding. Query i stands at position q_start + i. A dispatch works
+/// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse,
+/// sequences and partials are indexed by the whole problem's b, h and i.
+struct SdpaArgs {
+  SdpaStrides q_stride;
+  SdpaStrides k_stride;
+  SdpaStrides v_stride;
+  SdpaStrides out_stride;
+  sdpa_i64 q_offset;
+  sdpa_i64 k_offset;
+  sdpa_i64 v_offset;
+  sdpa_i64 out_offset;
+  sdpa_i64 q_start;      ///< of every sequence, where SDPA_CONSTANT_SEQUENCES is false
+  sdpa_i64 kv_len;       ///< of every sequence, where SDPA_CONSTANT_SEQUENCES is false
+  sdpa_u32 batch;        ///< B
+  sdpa_u32 n_heads;      ///< Hq
+  sdpa_u32 n_kv_heads;   ///< Hkv; query head h reads KV head h / (Hq / Hkv)
+  sdpa_u32 seq_len;      ///< L
+  sdpa_u32 head_dim;     ///< D
+  sdpa_u32 value_dim;    ///< Dv
+  float scale;           ///< factor on q.k, natural units (a kernel that uses exp2 applies log2 e)
+  sdpa_u32 causal;       ///< 1: a query sees keys at or before its position; 0: all below kv_len
+  sdpa_u32 span_len;     ///< keys of one span; spans start at key 0
+  sdpa_u32 n_spans;      ///< spans that the partial buffers have room for, per row
+  sdpa_u32 row_begin;    ///< first query row of this dispatch (long plans are cut at row tiles)
+  sdpa_u32 row_end;      ///< one past the last query row of this dispatch
+  sdpa_u32 span_begin;   ///< first span of this dispatch
+  sdpa_u32 group_split;  ///< a device's own choice of work distribution; never changes bits
+  sdpa_u32 batch_begin;  ///< first sequence of this dispatch
+  sdpa_u32 head_begin;   ///< first query head of this dispatch; a multiple of Hq / Hkv
+};
+
+SDPA_SHARED_ASSERT(sizeof(SdpaStrides) == 24, "three 64-bit strides");
+SDPA_SHARED_ASSERT(sizeof(SdpaSequence) == 16, "two 64-bit fields");
+SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 208, "host and shader agree on 208 bytes");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_offset) == 96, "offsets follow the strides");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_start) == 128, "positions follow the offsets");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch) == 144, "32-bit fields come last");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, scale) == 168, "scale after the shape");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 200, "batch_begin and head_begin last");
+
+#endif  // METAL_SDPA_SDPA_ARGS_H

@@ -1,0 +1,75 @@
+// Extents and overlaps of strided views, against brute force.
+#include "core/layout.h"
+
+#include <set>
+
+#include "support.h"
+
+using namespace metal_sdpa;
+using namespace metal_sdpa::test;
+
+namespace {
+
+std::vector<std::int64_t> elements_of(const TensorView& view) {
+  std::vector<std::int64_t> elements;
+  for (std::int64_t b = 0; b < view.batch; ++b) {
+    for (std::int64_t h = 0; h < view.heads; ++h) {
+      for (std::int64_t i = 0; i < view.rows; ++i) {
+        for (std::int64_t d = 0; d < view.width; ++d) {
+          elements.push_back(view.layout.offset + b * view.layout.batch_stride +
+                             h * view.layout.head_stride + i * view.layout.row_stride + d);
+        }
+      }
+    }
+  }
+  return elements;
+}
+
+TensorView random_view(std::mt19937& rng) {
+  const auto pick = [&rng](int low, int high) {
+    return static_cast<std::int64_t>(std::uniform_int_distribution<int>(low, high)(rng));
+  };
+  TensorView view{pick(1, 3), pick(1, 3), pick(1, 3), pick(1, 4), {}, 4};
+  view.layout = {pick(0, 40), pick(-14, 14), pick(-14, 14), pick(-14, 14)};
+  return view;
+}
+
+}  // namespace
+
+TEST_CASE("extent and overlap agree with brute force") {
+  std::mt19937 rng(7);
+  int overlapping = 0;
+  int crossing = 0;
+  for (int round = 0; round < 20000; ++round) {
+    const TensorView a = random_view(rng);
+    const TensorView b = random_view(rng);
+    const std::vector<std::int64_t> a_elements = elements_of(a);
+    const std::vector<std::int64_t> b_elements = elements_of(b);
+    const std::set<std::int64_t> a_set(a_elements.begin(), a_elements.end());
+    std::int64_t first = 0;
+    std::int64_t last = 0;
+    REQUIRE(element_extent(a, first, last));
+    REQUIRE(first == *a_set.begin());
+    REQUIRE(last == *a_set.rbegin());
+    const bool self = a_set.size() != a_elements.size();
+    REQUIRE(overlaps_itself(a) == self);
+    overlapping += self;
+    if (self) continue;
+    bool shared = false;
+    for (const std::int64_t element : b_elements) shared = shared || a_set.count(element) != 0;
+    REQUIRE(views_overlap(a, 1 << 20, b, 1 << 20) == shared);
+    REQUIRE(views_overlap(a, (1 << 20) + 4000, b, 1 << 20) == false);
+    crossing += shared;
+  }
+  CHECK(overlapping > 1000);
+  CHECK(crossing > 1000);
+}
+
+TEST_CASE("strides past 64 bits are noticed") {
+  TensorView view{3, 1, 1, 4, {0, INT64_MAX / 2, 0, 4}, 4};
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+  CHECK(!element_extent(view, first, last));
+  view.layout.batch_stride = INT64_MAX / 4;  // elements fit, bytes do not
+  CHECK(!element_extent(view, first, last));
+}
