@@ -23,7 +23,7 @@
 #define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock
 #define SDPA_CONSTANT_LSE 1        // write the log-sum-exp
 #define SDPA_CONSTANT_SEQUENCES 2  // kv_len and q_start come from SdpaSequence [B]
-#define SDPA_CONSTANT_ALIGNED 3    // sdpa_decode, sdpa_prefill: rows of k and v start on 16 bytes
+#define SDPA_CONSTANT_ALIGNED 3    // sdpa_decode, sdpa_prefill: rows of q, k, v start on 16 bytes
 #define SDPA_CONSTANT_PADDED 4     // sdpa_decode, sdpa_prefill: head_dim is under the kernel's own
 #define SDPA_CONSTANT_PARTIAL 5    // sdpa_decode, sdpa_prefill: write span states, not the output
 

@@ -1,0 +1,261 @@
+// The straightforward kernel: one thread per query row.
+//   s_j = scale * (q . k_j)          for every visible key j
+//   out = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m)
+// Keys are taken in tiles with one softmax update a tile. Every sum over keys is short: a tile from
+// zero, then one compensated addition, so the error does not grow with the number of keys.
+#include <metal_stdlib>
+
+#include "sdpa_args.h"
+#include "sdpa_params.h"
+#include "sdpa_problem.h"
+#include "softmax_state.h"
+
+constant bool general_constant [[function_constant(SDPA_CONSTANT_GENERAL)]];
+constant bool general =
+    is_function_constant_defined(general_constant) ? general_constant : false;
+constant bool packed = !general;
+
+namespace metal_sdpa {
+
+constant constexpr int kMaxValueDim = 576;
+/// Keys of one softmax update.
+constant constexpr int kTileKeys = 16;
+/// Elements of a row that are read together; a block's products are summed from zero.
+constant constexpr int kChunk = 8;
+/// Elements of q.k that are summed before they join the score: two short chains, not a long one.
+constant constexpr int kDotBlock = 64;
+
+/// A packed problem in the terms of the general one.
+inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
+  SdpaArgs args;
+  const long width = params.head_dim;
+  args.q_stride.row = width;
+  args.q_stride.head = width * params.seq_len;
+  args.q_stride.batch = args.q_stride.head * params.n_heads;
+  args.k_stride.row = width;
+  args.k_stride.head = width * params.kv_capacity;
+  args.k_stride.batch = args.k_stride.head * params.n_kv_heads;
+  args.v_stride = args.k_stride;
+  args.out_stride = args.q_stride;
+  args.q_offset = 0;
+  args.k_offset = 0;
+  args.v_offset = 0;
+  args.out_offset = 0;
+  args.q_start = long(params.kv_seq_len) - long(params.seq_len);
+  args.kv_len = params.kv_seq_len;
+  args.n_heads = params.n_heads;
+  args.n_kv_heads = params.n_kv_heads;
+  args.seq_len = params.seq_len;
+  args.head_dim = params.head_dim;
+  args.value_dim = params.head_dim;
+  args.scale = params.scale;
+  args.causal = params.do_causal;
+  args.row_begin = 0;
+  args.row_end = params.seq_len;
+  args.batch_begin = 0;
+  args.head_begin = 0;
+  return args;
+}
+
+/// Keys first .. first + count - 1 (count 1 to kTileKeys) of one sequence under one KV head. Rows
+/// past the last key repeat it: they are read, but get no weight.
+template <typename T>
+struct KeyTile {
+  device const T* k;
+  device const T* v;
+  long k_row;
+  long v_row;
+  long first;
+  int count;
+
+  device const T* k_at(int j) const {
+    return k + (first + metal::min(j, count - 1)) * k_row;
+  }
+  device const T* v_at(int j) const {
+    return v + (first + metal::min(j, count - 1)) * v_row;
+  }
+};
+
+/// Adds q[begin .. end) . k_j to sums[j] for every key of the tile.
+template <typename T>
+void add_products(device const T* q, thread const KeyTile<T>& tile, int begin, int end,
+                  thread float* sums) {
+  int d = begin;
+  for (; d + kChunk <= end; d += kChunk) {
+    float q_chunk[kChunk];
+    for (int e = 0; e < kChunk; ++e) q_chunk[e] = float(q[d + e]);
+    for (int j = 0; j < kTileKeys; ++j) {
+      device const T* k = tile.k_at(j) + d;
+      float sum = 0.0f;
+      for (int e = 0; e < kChunk; ++e) sum += q_chunk[e] * float(k[e]);
+      sums[j] += sum;
+    }
+  }
+  for (; d < end; ++d) {
+    const float q_element = float(q[d]);
+    for (int j = 0; j < kTileKeys; ++j) sums[j] += q_element * float(tile.k_at(j)[d]);
+  }
+}
+
+/// Scores of the tile's keys in log2 units; -inf past the last.
+template <typename T>
+void tile_scores(device const T* q, thread const KeyTile<T>& tile, int head_dim, float scale,
+                 thread float* scores) {
+  for (int j = 0; j < kTileKeys; ++j) scores[j] = 0.0f;
+  for (int begin = 0; begin < head_dim; begin += kDotBlock) {
+    float block[kTileKeys];
+    for (int j = 0; j < kTileKeys; ++j) block[j] = 0.0f;
+    add_products(q, tile, begin, metal::min(begin + kDotBlock, head_dim), block);
+    for (int j = 0; j < kTileKeys; ++j) scores[j] += block[j];
+  }
+  for (int j = 0; j < kTileKeys; ++j) {
+    scores[j] = j < tile.count ? scores[j] * (scale * kLog2E) : -INFINITY;
+  }
+}
+
+/// Softmax state of one row.
+struct RowState {
+  float reference;
+  float sum;
+  float sum_compensation;
+  float numerators[kMaxValueDim];
+  float compensations[kMaxValueDim];
+
+  void reset(int value_dim) {
+    reference = -INFINITY;
+    sum = 0.0f;
+    sum_compensation = 0.0f;
+    for (int d = 0; d < value_dim; ++d) {
+      numerators[d] = 0.0f;
+      compensations[d] = 0.0f;
+    }
+  }
+
+  /// Brings the state to a reference at or above its own and every score; returns the factor that
+  /// the numerators still need. A NaN score does not move the reference.
+  float raise_reference(thread const float* scores) {
+    float maximum = scores[0];
+    for (int j = 1; j < kTileKeys; ++j) maximum = metal::max(maximum, scores[j]);
+    const float next = metal::max(reference, metal::ceil(maximum));
+    const float factor = rescale_factor(reference, next);
+    reference = next;
+    sum *= factor;
+    sum_compensation *= factor;
+    return factor;
+  }
+
+  /// Element d: the numerator so far times factor, plus the tile's.
+  void add_value(int d, float factor, float value) {
+    float numerator = numerators[d] * factor;
+    float compensation = compensations[d] * factor;
+    compensated_add(numerator, compensation, value);
+    numerators[d] = numerator;
+    compensations[d] = compensation;
+  }
+};
+
+/// Adds the tile's weighted values to the numerators.
+template <typename T>
+void add_values(thread const KeyTile<T>& tile, thread const float* weights, float factor,
+                int value_dim, thread RowState& state) {
+  int d = 0;
+  for (; d + kChunk <= value_dim; d += kChunk) {
+    float values[kChunk];
+    for (int e = 0; e < kChunk; ++e) values[e] = 0.0f;
+    for (int j = 0; j < kTileKeys; ++j) {
+      if (j >= tile.count) break;
+      device const T* v = tile.v_at(j) + d;
+      for (int e = 0; e < kChunk; ++e) values[e] += weights[j] * float(v[e]);
+    }
+    for (int e = 0; e < kChunk; ++e) state.add_value(d + e, factor, values[e]);
+  }
+  for (; d < value_dim; ++d) {
+    float value = 0.0f;
+    for (int j = 0; j < kTileKeys; ++j) {
+      if (j >= tile.count) break;
+      value += weights[j] * float(tile.v_at(j)[d]);
+    }
+    state.add_value(d, factor, value);
+  }
+}
+
+/// One softmax update: the state takes in the tile's keys.
+template <typename T>
+void attend_tile(device const T* q, thread const KeyTile<T>& tile, thread const SdpaArgs& args,
+                 thread RowState& state) {
+  float weights[kTileKeys];
+  tile_scores(q, tile, int(args.head_dim), args.scale, weights);
+  const float factor = state.raise_reference(weights);
+  const float reference = subtrahend(state.reference);
+  float weight_sum = 0.0f;
+  for (int j = 0; j < kTileKeys; ++j) {
+    weights[j] = metal::exp2(weights[j] - reference);
+    weight_sum += weights[j];
+  }
+  compensated_add(state.sum, state.sum_compensation, weight_sum);
+  add_values(tile, weights, factor, int(args.value_dim), state);
+}
+
+}  // namespace metal_sdpa
+
+/// Threadgroups (B, Hq, ceil(rows / SDPA_TILE_Q)) of SDPA_TILE_Q threads, one a row.
+template <typename T>
+[[kernel]] void sdpa_straight(
+    device const T* q [[buffer(SDPA_BUFFER_Q)]], device const T* k [[buffer(SDPA_BUFFER_K)]],
+    device const T* v [[buffer(SDPA_BUFFER_V)]], device T* out [[buffer(SDPA_BUFFER_OUT)]],
+    constant SdpaParamsBlock& params [[buffer(SDPA_BUFFER_PARAMS), function_constant(packed)]],
+    constant SdpaArgs& general_args [[buffer(SDPA_BUFFER_ARGS), function_constant(general)]],
+    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
+    device const SdpaSequence* sequences
+    [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 thread_in_group [[thread_position_in_threadgroup]]) {
+  using namespace metal_sdpa;
+  SdpaArgs args;
+  if (general) {
+    args = general_args;
+  } else {
+    args = args_from_params(params);
+  }
+  const long b = long(args.batch_begin) + long(group.x);
+  const long h = long(args.head_begin) + long(group.y);
+  const long i = long(args.row_begin) + long(group.z) * SDPA_TILE_Q + long(thread_in_group.x);
+  if (i >= long(args.row_end)) return;
+
+  SdpaSequence sequence;
+  sequence.q_start = args.q_start;
+  sequence.kv_len = args.kv_len;
+  if (per_sequence) sequence = sequences[b];
+
+  const long kv_h = h / long(args.n_heads / args.n_kv_heads);
+  device const T* q_row =
+      q + head_start(args.q_offset, args.q_stride, b, h) + i * args.q_stride.row;
+  KeyTile<T> tile;
+  tile.k = k + head_start(args.k_offset, args.k_stride, b, kv_h);
+  tile.v = v + head_start(args.v_offset, args.v_stride, b, kv_h);
+  tile.k_row = args.k_stride.row;
+  tile.v_row = args.v_stride.row;
+
+  const int value_dim = int(args.value_dim);
+  const long n_keys = visible_keys(args, sequence, i);
+  RowState state;
+  state.reset(value_dim);
+  for (long first = 0; first < n_keys; first += kTileKeys) {
+    tile.first = first;
+    tile.count = int(metal::min(long(kTileKeys), n_keys - first));
+    attend_tile(q_row, tile, args, state);
+  }
+
+  device T* out_row =
+      out + head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
+  const float inverse = inverse_of_sum(state.sum);
+  for (int d = 0; d < value_dim; ++d) out_row[d] = T(state.numerators[d] * inverse);
+  if (write_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
+}
+
+#define SDPA_INSTANTIATE(name, type)  \
+  template [[host_name(name)]] [[kernel]] decltype(sdpa_straight<type>) sdpa_straight<type>;
+SDPA_INSTANTIATE("sdpa", float)
+SDPA_INSTANTIATE("sdpa_f16", half)
+SDPA_INSTANTIATE("sdpa_bf16", bfloat)
+#undef SDPA_INSTANTIATE

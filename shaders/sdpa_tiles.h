@@ -1,0 +1,73 @@
+// Work division of sdpa_decode and sdpa_prefill, as pure functions shared by host and shader: what
+// the host needs to size a dispatch is what the kernels are built from.
+//
+// A kernel is instantiated for a few head dims; a problem takes the smallest at or above its own.
+// A threadgroup is a number of teams. A team holds sdpa_tile_rows packed rows (row i of query head
+// h is packed row i * (Hq / Hkv) + h % (Hq / Hkv) of its KV head) and goes through keys in tiles.
+// It is one simdgroup, or several that share out a large head_dim (slices).
+#ifndef METAL_SDPA_SDPA_TILES_H
+#define METAL_SDPA_SDPA_TILES_H
+
+#include "shader_types.h"
+
+/// Largest head_dim of sdpa_decode and sdpa_prefill; it must be a multiple of 8, and Dv equal it.
+#define SDPA_TILE_MAX_HEAD_DIM 576
+
+/// Head dim of the kernel that takes `head_dim`: the d of its name.
+constexpr int sdpa_tile_head_dim(int head_dim) {
+  return head_dim <= 32    ? 32
+         : head_dim <= 64  ? 64
+         : head_dim <= 96  ? 96
+         : head_dim <= 128 ? 128
+         : head_dim <= 192 ? 192
+         : head_dim <= 256 ? 256
+         : head_dim <= 384 ? 384
+         : head_dim <= 512 ? 512
+                           : 576;
+}
+
+/// Simdgroups that share out the head_dim of one team. `dim` is a kernel's head dim here and below.
+constexpr int sdpa_tile_slices(bool prefill, int element_bytes, int dim) {
+  return dim <= 128                                        ? 1
+         : dim <= 256 && prefill && element_bytes == 2 ? 1
+         : dim <= 256                                      ? 2
+         : dim <= 512                                      ? 4
+                                                           : 6;
+}
+
+/// Simdgroups of a threadgroup: its threads are 32 times as many.
+constexpr int sdpa_tile_simdgroups(int dim) {
+  return dim <= 512 ? 4 : 6;
+}
+
+/// Teams of a threadgroup. SdpaArgs::group_split of them, a divisor, take row tiles one after the
+/// other; the rest of the factor takes spans.
+constexpr int sdpa_tile_teams(bool prefill, int element_bytes, int dim) {
+  return sdpa_tile_simdgroups(dim) / sdpa_tile_slices(prefill, element_bytes, dim);
+}
+
+/// Packed rows of one team.
+constexpr int sdpa_tile_rows(bool prefill, int element_bytes, int dim) {
+  return !prefill || element_bytes == 4                         ? 8
+         : dim / sdpa_tile_slices(true, element_bytes, dim) > 128 ? 8
+                                                                  : 16;
+}
+
+/// Keys of one softmax update: a tile of K is at most 4 KB a simdgroup, 32 registers a lane.
+constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
+  return dim / sdpa_tile_slices(prefill, element_bytes, dim) * element_bytes <= 128   ? 32
+         : dim / sdpa_tile_slices(prefill, element_bytes, dim) * element_bytes <= 256 ? 16
+         : element_bytes == 4                                                         ? 8
+                                                                                      : 16;
+}
+
+/// Bytes of threadgroup memory 0; 0 where a team is one simdgroup, and then none is bound. Each
+/// simdgroup leaves its part of the scores there, in two buffers by turns.
+constexpr int sdpa_tile_threadgroup_bytes(bool prefill, int element_bytes, int dim) {
+  return sdpa_tile_slices(prefill, element_bytes, dim) == 1
+             ? 0
+             : 2 * sdpa_tile_simdgroups(dim) * sdpa_tile_rows(prefill, element_bytes, dim) *
+                   sdpa_tile_keys(prefill, element_bytes, dim) * 4;
+}
+
+#endif  // METAL_SDPA_SDPA_TILES_H

@@ -1,0 +1,280 @@
+// Attention on Metal: against the float64 oracle and the CPU, cut plans, the packed form.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "core/dispatch.h"
+#include "core/encoder_state.h"
+#include "core/registry.h"
+#include "metal/plan.h"
+#include "metal_support.h"
+#include "oracle.h"
+#include "problems.h"
+#include "shaders/sdpa_args.h"
+
+namespace metal_sdpa::test {
+namespace {
+
+struct Case {
+  std::int64_t batch, n_heads, n_kv_heads, seq_len, kv_len, kv_capacity, head_dim, value_dim;
+  bool causal;
+};
+
+// Around the edges of the 32-row and the 16-key tile, odd head dims, grouped and single heads,
+// queries that see no key, one key, more queries than keys. Small: emulated Metal runs them too.
+constexpr Case kCases[] = {
+    {1, 1, 1, 1, 1, 1, 1, 1, false},      {1, 2, 2, 31, 15, 15, 8, 8, true},
+    {1, 2, 1, 32, 16, 16, 16, 16, true},  {2, 4, 2, 33, 17, 20, 33, 33, true},
+    {1, 4, 1, 5, 65, 70, 64, 64, true},   {1, 8, 2, 1, 130, 131, 64, 64, false},
+    {1, 3, 3, 65, 33, 40, 24, 24, true},  {2, 2, 1, 7, 48, 48, 80, 40, false},
+    {1, 2, 2, 3, 20, 20, 576, 576, true}, {1, 2, 1, 40, 5, 9, 12, 20, true},
+};
+
+SdpaProblem problem_of(const Case& c, DType dtype) {
+  SdpaProblem problem;
+  problem.dtype = dtype;
+  problem.batch = c.batch;
+  problem.n_heads = c.n_heads;
+  problem.n_kv_heads = c.n_kv_heads;
+  problem.seq_len = c.seq_len;
+  problem.kv_len = c.kv_len;
+  problem.kv_capacity = c.kv_capacity;
+  problem.head_dim = c.head_dim;
+  problem.value_dim = c.value_dim;
+  problem.causal = c.causal;
+  problem.scale = 0.3f;
+  problem.return_lse = true;
+  problem.set_packed_layouts();
+  return problem;
+}
+
+/// The same contents in memory of another device.
+Buffer copied(const Device& device, const Buffer& source) {
+  const Buffer copy = device.alloc_buffer(source.byte_len(), source.dtype(), source.shape());
+  std::memcpy(copy.data(), source.data(), source.byte_len());
+  return copy;
+}
+
+SdpaOperands copied(const Device& device, const SdpaOperands& x, bool lse) {
+  return {copied(device, x.q), copied(device, x.k), copied(device, x.v), copied(device, x.out),
+          lse ? copied(device, x.lse) : Buffer()};
+}
+
+constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+/// Runs a plan that may differ from the device's own.
+void run_plan(const Device& device, const Plan& plan, const SdpaOperands& x) {
+  Backend& backend = *device.backend();
+  ScratchList scratch;
+  reserve_scratch(backend, plan, scratch);
+  CommandEncoder encoder = device.command_encoder();
+  for (const DispatchRecord& record :
+       resolve_plan(backend, default_registry(device), plan, x, scratch)) {
+    encoder.state().encode(record);
+  }
+  encoder.commit_and_wait();
+}
+
+/// Kernels that a problem can be forced to.
+std::vector<std::string> kernels_for(const Device& device, SdpaProblem problem) {
+  std::vector<std::string> kernels;
+  for (const char* kernel : {"sdpa", "sdpa_decode", "sdpa_prefill"}) {
+    problem.kernel = kernel;
+    try {
+      const Plan plan = plan_sdpa(device, problem);
+      default_registry(device).get_pipeline(plan.steps[0].kernel, {{SDPA_CONSTANT_GENERAL, true}});
+      kernels.push_back(kernel);
+    } catch (const Error& error) {
+      const bool expected = error.code() == ErrorCode::invalid_argument ||
+                            error.code() == ErrorCode::kernel_not_found;
+      CHECK(expected);
+    }
+  }
+  return kernels;
+}
+
+}  // namespace
+
+TEST_CASE("metal attention: within the bounds of float64, as the CPU is") {
+  const Device metal("metal");
+  const Device cpu("cpu");
+  std::mt19937 rng(7);
+  for (const Case& c : kCases) {
+    for (const DType dtype : kDTypes) {
+      SdpaProblem problem = problem_of(c, dtype);
+      const SdpaOperands x = random_operands(rng, metal, problem);
+      const Reference reference = reference_sdpa(problem, x);
+      const SdpaOperands on_cpu = copied(cpu, x, true);
+      sdpa(cpu, on_cpu, problem);
+      CHECK(worst_error(problem, on_cpu, reference) <= 1.0);
+      for (const std::string& kernel : kernels_for(metal, problem)) {
+        problem.kernel = kernel;
+        fill_bytes(x.out, 0xff);
+        fill_bytes(x.lse, 0xff);
+        sdpa(metal, x, problem);
+        INFO(kernel, " ", std::string(dtype_name(dtype)), " L ", c.seq_len, " kv ", c.kv_len, " D ",
+             c.head_dim);
+        CHECK(worst_error(problem, x, reference) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("metal attention: a cut plan gives the bits of the whole one") {
+  const Device device("metal");
+  std::mt19937 rng(11);
+  SdpaProblem problem = problem_of({3, 4, 2, 100, 120, 130, 32, 32, true}, DType::f16);
+  problem.kv_lengths = {120, 1, 64};
+  const SdpaOperands x = random_operands(rng, device, problem);
+  for (const std::string& kernel : kernels_for(device, problem)) {
+    problem.kernel = kernel;
+    sdpa(device, x, problem);
+    const auto out = bytes_of(x.out);
+    const auto lse = bytes_of(x.lse);
+    for (const double seconds : {1e-4, 2e-5, 1e-9}) {
+      MetalFacts facts;
+      facts.max_dispatch_seconds = seconds;
+      const Plan plan = plan_metal_sdpa(problem, facts);
+      INFO(kernel, ": ", plan.steps.size(), " steps");
+      fill_bytes(x.out, 0xff);
+      fill_bytes(x.lse, 0xff);
+      run_plan(device, plan, x);
+      CHECK(bytes_of(x.out) == out);
+      CHECK(bytes_of(x.lse) == lse);
+    }
+  }
+}
+
+TEST_CASE("metal attention: a sequence has the same bits alone and in a batch") {
+  const Device device("metal");
+  std::mt19937 rng(13);
+  const DType dtype = DType::bf16;
+  for (const std::int64_t seq_len : {1, 5, 70}) {
+    SdpaProblem batch = problem_of({3, 4, 2, seq_len, 200, 210, 32, 32, true}, dtype);
+    batch.kv_lengths = {3, 200, 77};
+    const SdpaOperands x = random_operands(rng, device, batch);
+    SdpaProblem one = problem_of({1, 4, 2, seq_len, 77, 210, 32, 32, true}, dtype);
+    for (const std::string& kernel : kernels_for(device, batch)) {
+      batch.kernel = one.kernel = kernel;
+      sdpa(device, x, batch);
+      const auto last_of = [](const Buffer& buffer) {
+        const std::size_t count = buffer.element_count() / 3;
+        return buffer.slice_view(2 * count * dtype_size(buffer.dtype()), count);
+      };
+      SdpaOperands alone{last_of(x.q), last_of(x.k), last_of(x.v),
+                         device.empty({one.n_heads * seq_len * 32}, dtype),
+                         device.empty({one.n_heads * seq_len}, DType::f32)};
+      sdpa(device, alone, one);
+      INFO(kernel, " L ", seq_len);
+      CHECK(bytes_of(alone.out) == bytes_of(last_of(x.out)));
+      CHECK(bytes_of(alone.lse) == bytes_of(last_of(x.lse)));
+    }
+  }
+}
+
+TEST_CASE("metal attention: the packed form takes its 32 bytes in the documented order") {
+  const Device device("metal");
+  const KernelRegistry registry(device);
+  std::mt19937 rng(17);
+  for (const DType dtype : kDTypes) {
+    SdpaProblem problem = problem_of({2, 4, 2, 37, 21, 29, 20, 20, true}, dtype);
+    problem.return_lse = false;
+    const SdpaOperands x = random_operands(rng, device, problem);
+    const Reference reference = reference_sdpa(problem, x);
+    // n_heads, n_kv_heads, head_dim, seq_len, kv_seq_len, scale, kv_capacity, do_causal
+    std::array<std::uint32_t, 8> params{4, 2, 20, 37, 21, 0, 29, 1};
+    std::memcpy(&params[5], &problem.scale, sizeof(float));
+    const char* name = dtype == DType::f32   ? "sdpa"
+                       : dtype == DType::f16 ? "sdpa_f16"
+                                             : "sdpa_bf16";
+    CommandEncoder encoder = device.command_encoder();
+    encoder.encode_threadgroups(
+        registry.get_pipeline(name),
+        {{0, x.q}, {1, x.k}, {2, x.v}, {3, x.out}, {4, inline_bytes(params)}}, {2, 4, 2},
+        {32, 1, 1});
+    encoder.commit_and_wait();
+    CHECK(worst_error(problem, x, reference) <= 1.0);
+  }
+}
+
+TEST_CASE("metal attention: states of spans merge; spans of unseen keys are not read") {
+  const Device device("metal");
+  const KernelRegistry registry(device);
+  constexpr std::uint32_t kRows = 24, kSpans = 11, kWidth = 37, kSpanLen = 3;
+  SdpaArgs args{};
+  args.n_heads = args.n_kv_heads = args.batch = 1;
+  args.seq_len = args.row_end = kRows;
+  args.value_dim = kWidth;
+  args.out_stride.row = kWidth;
+  args.span_len = kSpanLen;
+  args.n_spans = kSpans;
+  args.causal = 1;
+  args.kv_len = 31;
+  args.q_start = 8;  // row i sees keys 0 to 8 + i, the last all 31
+  std::mt19937 rng(23);
+  const Buffer partial_o = device.empty({kRows, kSpans, kWidth}, DType::f32);
+  const Buffer partial_ms = device.empty({kRows, kSpans, 2}, DType::f32);
+  const Buffer out = device.empty({kRows, kWidth}, DType::f32);
+  const Buffer lse = device.empty({kRows}, DType::f32);
+  fill_normal(partial_o, rng, 1);
+  fill_normal(partial_ms, rng, 3);
+  float* const ms = partial_ms.host<float>();
+  for (std::uint32_t i = 0; i < kRows * kSpans; ++i) ms[2 * i + 1] = 1 + std::fabs(ms[2 * i + 1]);
+  const auto spans_of = [](std::uint32_t row) { return (std::min(9 + row, 31u) + 2) / kSpanLen; };
+  for (std::uint32_t row = 0; row < kRows; ++row) {
+    for (std::uint32_t s = spans_of(row); s < kSpans; ++s) ms[(row * kSpans + s) * 2] = NAN;
+  }
+  DispatchOptions options;
+  options.threadgroup_memory = {{0, 32 * (kWidth + 1)}};
+  CommandEncoder encoder = device.command_encoder();
+  encoder.encode_threadgroups(registry.get_pipeline("sdpa_merge", {{SDPA_CONSTANT_LSE, true}}),
+                              {{SDPA_BUFFER_OUT, out},
+                               {SDPA_BUFFER_ARGS, inline_bytes(args)},
+                               {SDPA_BUFFER_LSE, lse},
+                               {SDPA_BUFFER_PARTIAL_O, partial_o},
+                               {SDPA_BUFFER_PARTIAL_MS, partial_ms}},
+                              {1, 1, kRows}, {256, 1, 1}, options);
+  encoder.commit_and_wait();
+  // A few roundings of values of size 1 to 10; a NaN is no success.
+  const auto close = [](double a, double b) { return std::fabs(a - b) < 4e-6; };
+  int wrong = 0;
+  for (std::uint32_t row = 0; row < kRows; ++row) {
+    double sum = 0;
+    std::vector<double> numerators(kWidth);
+    for (std::uint32_t s = 0; s < spans_of(row); ++s) {
+      const std::uint32_t at = row * kSpans + s;
+      const double weight = std::exp2(static_cast<double>(ms[2 * at]));
+      sum += weight * static_cast<double>(ms[2 * at + 1]);
+      for (std::uint32_t d = 0; d < kWidth; ++d) {
+        numerators[d] += weight * static_cast<double>(partial_o.host<float>()[at * kWidth + d]);
+      }
+    }
+    for (std::uint32_t d = 0; d < kWidth; ++d) {
+      if (!close(out.host<float>()[row * kWidth + d], numerators[d] / sum)) ++wrong;
+    }
+    if (!close(lse.host<float>()[row], std::log(sum))) ++wrong;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("metal attention: head dims over 576 are refused") {
+  const Device device("metal");
+  const SdpaProblem problem = problem_of({1, 1, 1, 1, 1, 1, 577, 577, true}, DType::f32);
+  CHECK(error_of([&] { plan_sdpa(device, problem); }, "takes 1 to 576") ==
+        ErrorCode::invalid_argument);
+}
+
+TEST_CASE("metal attention: long constants go through a buffer") {
+  const Device device("metal");
+  std::mt19937 rng(19);
+  // 300 sequences of 16 bytes are more than an inline binding takes.
+  SdpaProblem problem = problem_of({300, 1, 1, 1, 4, 4, 8, 8, true}, DType::f32);
+  for (std::int64_t b = 0; b < 300; ++b) problem.kv_lengths.push_back(b % 5);
+  const SdpaOperands x = random_operands(rng, device, problem);
+  const Reference reference = reference_sdpa(problem, x);
+  sdpa(device, x, problem);
+  CHECK(worst_error(problem, x, reference) <= 1.0);
+}
+
+}  // namespace metal_sdpa::test

@@ -1,0 +1,264 @@
+// The Metal planner, which needs no device: kernels, grids, cutting.
+#include <algorithm>
+#include <cstring>
+
+#include "metal/plan.h"
+#include "metal/work_estimate.h"
+#include "shaders/sdpa_args.h"
+#include "shaders/sdpa_spans.h"
+#include "shaders/sdpa_tiles.h"
+#include "support.h"
+
+namespace metal_sdpa::test {
+namespace {
+
+SdpaProblem problem_of(std::int64_t batch, std::int64_t heads, std::int64_t kv_heads,
+                       std::int64_t seq_len, std::int64_t kv_len, std::int64_t head_dim) {
+  SdpaProblem problem;
+  problem.batch = batch;
+  problem.n_heads = heads;
+  problem.n_kv_heads = kv_heads;
+  problem.seq_len = seq_len;
+  problem.kv_capacity = kv_len;
+  problem.kv_len = kv_len;
+  problem.head_dim = head_dim;
+  problem.value_dim = head_dim;
+  problem.set_packed_layouts();
+  return problem;
+}
+
+SdpaArgs args_of(const PlanStep& step) {
+  SdpaArgs args{};
+  for (const PlanBytes& bytes : step.bytes) {
+    if (bytes.index != SDPA_BUFFER_ARGS) continue;
+    REQUIRE(bytes.bytes.size() == sizeof(args));
+    std::memcpy(&args, bytes.bytes.begin(), sizeof(args));
+  }
+  return args;
+}
+
+double brute_force_pairs(const SdpaProblem& p, const WorkBox& box) {
+  double pairs = 0;
+  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
+    for (std::int64_t i = box.row_begin; i < box.row_end; ++i) {
+      for (std::int64_t key = 0; key < p.sequence_kv_len(b); ++key) {
+        if (!p.causal || key <= p.sequence_q_start(b) + i) pairs += 1;
+      }
+    }
+  }
+  return pairs;
+}
+
+}  // namespace
+
+TEST_CASE("metal plan: the grid of the straightforward kernel is (B, Hq, ceil(L / 32)) x 32") {
+  const auto seq_lens = {1, 31, 32, 33, 64, 65, 100};
+  for (const std::int64_t seq_len : seq_lens) {
+    SdpaProblem problem = problem_of(3, 8, 2, seq_len, 128, 64);
+    problem.kernel = "sdpa";
+    const Plan plan = plan_metal_sdpa(problem, MetalFacts{});
+    REQUIRE(plan.steps.size() == 1);
+    const PlanStep& step = plan.steps[0];
+    CHECK(step.threadgroups.x == 3);
+    CHECK(step.threadgroups.y == 8);
+    CHECK(step.threadgroups.z == static_cast<std::uint32_t>((seq_len + 31) / 32));
+    CHECK(step.threadgroup_size.count() == 32);
+    CHECK(args_of(step).row_begin == 0);
+    CHECK(args_of(step).row_end == static_cast<std::uint32_t>(seq_len));
+    CHECK(std::string(step.kernel) == "sdpa");
+  }
+}
+
+TEST_CASE("metal plan: the kernel follows the dtype") {
+  SdpaProblem problem = problem_of(1, 2, 1, 8, 8, 16);
+  problem.kernel = "sdpa";
+  problem.dtype = DType::f16;
+  CHECK(std::string(plan_metal_sdpa(problem, {}).steps[0].kernel) == "sdpa_f16");
+  problem.dtype = DType::bf16;
+  CHECK(std::string(plan_metal_sdpa(problem, {}).steps[0].kernel) == "sdpa_bf16");
+}
+
+TEST_CASE("metal plan: a kernel that does not exist is refused by name") {
+  SdpaProblem problem = problem_of(1, 2, 1, 8, 8, 16);
+  problem.kernel = "sdpa_nonsense";
+  const auto call = [&] { plan_metal_sdpa(problem, {}); };
+  CHECK(error_of(call, "sdpa_nonsense") == ErrorCode::invalid_argument);
+}
+
+TEST_CASE("metal plan: visible pairs in closed form") {
+  for (const bool causal : {false, true}) {
+    for (const std::int64_t start : {-40, -3, 0, 5, 29, 30, 31, 100}) {
+      SdpaProblem problem = problem_of(2, 2, 1, 37, 31, 8);
+      problem.causal = causal;
+      problem.q_starts = {start, start + 7};
+      problem.kv_lengths = {31, 0};
+      const WorkBox boxes[] = {whole_work(problem), {0, 1, 0, 2, 5, 9}, {1, 2, 0, 1, 36, 37}};
+      for (const WorkBox& box : boxes) {
+        const double heads = static_cast<double>(box.head_end - box.head_begin);
+        CHECK(work_flops(problem, box) == brute_force_pairs(problem, box) * heads * 2 * 16);
+      }
+    }
+  }
+}
+
+TEST_CASE("metal plan: cut work covers every row of every head once, in bounded pieces") {
+  SdpaProblem problem = problem_of(3, 6, 2, 150, 90, 16);
+  problem.causal = true;
+  problem.kv_lengths = {90, 0, 17};
+  const double whole = work_flops(problem, whole_work(problem));
+  for (const double pieces : {0.5, 1.0, 2.0, 7.0, 40.0, 1e9}) {
+    const double limit = whole / pieces;
+    std::vector<int> seen(3 * 6 * 150);
+    for (const WorkBox& box : cut_work(problem, {32, 3}, limit)) {
+      CHECK(box.row_begin % 32 == 0);
+      CHECK(box.head_begin % 3 == 0);
+      const bool unit = box.row_end - box.row_begin <= 32 && box.batch_end - box.batch_begin == 1 &&
+                        box.head_end - box.head_begin == 3;
+      CHECK((unit || work_flops(problem, box) <= limit));
+      for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
+        for (std::int64_t h = box.head_begin; h < box.head_end; ++h) {
+          for (std::int64_t i = box.row_begin; i < box.row_end; ++i) {
+            ++seen[static_cast<std::size_t>((b * 6 + h) * 150 + i)];
+          }
+        }
+      }
+    }
+    CHECK(std::count(seen.begin(), seen.end(), 1) == static_cast<std::ptrdiff_t>(seen.size()));
+  }
+}
+
+TEST_CASE("metal plan: no dispatch of a long problem is above the limit") {
+  SdpaProblem problem = problem_of(64, 64, 8, 4096, 131072, 128);
+  problem.causal = true;
+  problem.kernel = "sdpa";
+  const Plan plan = plan_metal_sdpa(problem, {});
+  CHECK(plan.steps.size() > 1000);
+  double flops = 0;
+  double largest = 0;
+  bool grids_fit = true;
+  for (const PlanStep& step : plan.steps) {
+    const SdpaArgs args = args_of(step);
+    grids_fit = grids_fit && step.threadgroups.z == (args.row_end - args.row_begin + 31) / 32;
+    largest = std::max(largest, step.flops);
+    flops += step.flops;
+  }
+  CHECK(grids_fit);
+  CHECK(largest <= 1e10);  // 0.5 s at 2e10 a second
+  CHECK(flops == doctest::Approx(work_flops(problem, whole_work(problem))));
+}
+
+TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows under a KV head") {
+  struct Expected {
+    std::int64_t seq_len, head_dim;
+    DType dtype;
+    const char* family;
+    const char* kernel;
+  };
+  const Expected cases[] = {
+      {1, 128, DType::f16, "sdpa_decode", "sdpa_decode_f16_d128"},
+      {2, 40, DType::f32, "sdpa_decode", "sdpa_decode_f32_d64"},
+      {3, 64, DType::bf16, "sdpa_prefill", "sdpa_prefill_bf16_d64"},
+      {100, 576, DType::f32, "sdpa_prefill", "sdpa_prefill_f32_d576"},
+      {100, 8, DType::f16, "sdpa_prefill", "sdpa_prefill_f16_d32"},
+  };
+  for (const Expected& c : cases) {
+    SdpaProblem problem = problem_of(2, 8, 2, c.seq_len, 100, c.head_dim);
+    problem.dtype = c.dtype;
+    problem.kernel = c.family;
+    const PlanStep& step = plan_metal_sdpa(problem, {}).steps[0];
+    CHECK(std::string(step.kernel) == c.kernel);
+    CHECK(step.threadgroups.x == 2);
+    CHECK(step.threadgroups.y == 2);
+    CHECK(step.threadgroup_size.count() == 32u * (c.head_dim > 512 ? 6 : 4));
+    CHECK(step.threadgroup_memory[0].byte_len >= 16);
+    CHECK(step.threadgroup_memory[0].byte_len <= 32768);
+    bool padded = false;
+    for (const FunctionConstant& constant : step.constants) {
+      padded = padded || constant.index == SDPA_CONSTANT_PADDED;
+    }
+    CHECK(padded == (c.head_dim == 40 || c.head_dim == 8));
+  }
+}
+
+TEST_CASE("metal plan: tile kernels are refused where they do not take the head dims") {
+  for (const char* family : {"sdpa_decode", "sdpa_prefill"}) {
+    SdpaProblem odd = problem_of(1, 2, 1, 8, 8, 12);
+    odd.kernel = family;
+    CHECK(error_of([&] { plan_metal_sdpa(odd, {}); }, family) == ErrorCode::invalid_argument);
+    SdpaProblem uneven = problem_of(1, 2, 1, 8, 8, 16);
+    uneven.value_dim = 32;
+    uneven.kernel = family;
+    CHECK(error_of([&] { plan_metal_sdpa(uneven, {}); }, family) == ErrorCode::invalid_argument);
+  }
+}
+
+TEST_CASE("metal plan: spans have scratch of their own, are all covered, and are merged") {
+  for (const std::int64_t kv_len : {0, 1, 63, 64, 65, 1000, 100000}) {
+    for (const std::int64_t seq_len : {1, 2, 9}) {
+      SdpaProblem problem = problem_of(3, 8, 2, seq_len, 100000, 128);
+      problem.kv_len = kv_len;
+      problem.return_lse = true;
+      problem.kernel = seq_len < 3 ? "sdpa_decode" : "sdpa_prefill";
+      const Plan plan = plan_metal_sdpa(problem, {});
+      const SdpaArgs args = args_of(plan.steps[0]);
+      const sdpa_i64 keys = sdpa_span_keys(args.span_len, kv_len);
+      CHECK(args.n_spans >= 1);
+      CHECK(static_cast<sdpa_i64>(args.n_spans) * keys >= kv_len);
+      CHECK(args.n_spans <= SDPA_MAX_SPANS);
+      const bool merged = args.n_spans > 1;
+      CHECK(std::string(plan.steps[plan.steps.size() - 1].kernel) ==
+            (merged ? "sdpa_merge" : plan.steps[0].kernel));
+      const std::uint64_t rows = 3ull * 8 * static_cast<std::uint64_t>(seq_len) * args.n_spans;
+      CHECK(plan.scratch_bytes[0] == (merged ? rows * 128 * 4 : 0));
+      CHECK(plan.scratch_bytes[1] == (merged ? rows * 2 * 4 : 0));
+      for (const PlanStep& step : plan.steps) {
+        const SdpaArgs step_args = args_of(step);
+        CHECK(step_args.n_spans == args.n_spans);
+        if (std::string(step.kernel) == "sdpa_merge") continue;
+        const int teams = sdpa_tile_teams(problem.kernel == "sdpa_prefill", 4, 128);
+        CHECK(teams % static_cast<int>(step_args.group_split) == 0);
+        const std::uint32_t span_teams = static_cast<std::uint32_t>(teams) / step_args.group_split;
+        const std::uint32_t packed = (step_args.row_end - step_args.row_begin) * 4;
+        const std::uint32_t row_blocks =
+            (packed + 8 * step_args.group_split - 1) / (8 * step_args.group_split);
+        CHECK(step.threadgroups.z == row_blocks * ((args.n_spans + span_teams - 1) / span_teams));
+      }
+    }
+  }
+}
+
+TEST_CASE("metal plan: more than 64 queries have one span") {
+  SdpaProblem problem = problem_of(1, 4, 1, 65, 5000, 64);
+  problem.kernel = "sdpa_prefill";
+  const Plan plan = plan_metal_sdpa(problem, {});
+  CHECK(args_of(plan.steps[0]).n_spans == 1);
+  CHECK(args_of(plan.steps[0]).span_len == 5000);
+  CHECK(plan.scratch_bytes[0] == 0);
+}
+
+TEST_CASE("metal plan: kernel and span do not depend on batch, capacity, strides or alignment") {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const std::int64_t seq_len : {1, 3, 40, 300}) {
+      SdpaProblem one = problem_of(1, 8, 2, seq_len, 700, 128);
+      one.dtype = dtype;
+      one.causal = true;
+      for (const char* kernel : {"", "sdpa", "sdpa_decode", "sdpa_prefill"}) {
+        one.kernel = kernel;
+        SdpaProblem many = problem_of(9, 16, 4, seq_len, 2000, 128);
+        many.dtype = dtype;
+        many.causal = true;
+        many.kernel = kernel;
+        many.kv_len = 700;
+        many.k.offset = 3;
+        many.q.row_stride += 5;
+        const Plan a = plan_metal_sdpa(one, {});
+        const Plan b = plan_metal_sdpa(many, {});
+        CHECK(a.span_len == b.span_len);
+        CHECK(std::string(a.steps[0].kernel) == b.steps[0].kernel);
+        CHECK(args_of(a.steps[0]).span_len == args_of(b.steps[0]).span_len);
+      }
+    }
+  }
+}
+
+}  // namespace metal_sdpa::test

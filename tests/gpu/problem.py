@@ -1,0 +1,315 @@
+"""Attention problems as arrays, the float64 oracle, and the accuracy bounds of the contract."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
+SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
+STORAGE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
+
+
+def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to nearest even; bf16 as its bits."""
+    values = np.asarray(values, np.float32)
+    if dtype != "bf16":
+        return values.astype(STORAGE[dtype])
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype != "bf16":
+        return array.astype(np.float64)
+    return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem; shape letters as everywhere. kv_lens: one length, or one a sequence."""
+
+    B: int = 1
+    Hq: int = 4
+    Hkv: int = 2
+    L: int = 1
+    S: int = 64
+    D: int = 64
+    Dv: int = 0  # 0: D
+    dtype: str = "f16"
+    causal: bool = True
+    q_start: int | None = None  # None: kv_len - L
+    kv_lens: tuple[int, ...] = ()  # empty: S
+    q_starts: tuple[int, ...] = ()
+    scale: float | None = None
+    spread: str = "noise"  # see _values
+    layout: str = "packed"  # packed, bshd (heads inside rows), odd (offsets and strides by 1)
+    kernel: str = "auto"  # auto, straight, decode, prefill
+    span_len: int = 0  # 0: the table's
+    packed_params: bool = False  # straight kernel with SdpaParamsBlock
+    nan_query: bool = False
+
+    @property
+    def value_dim(self) -> int:
+        return self.Dv or self.D
+
+    @property
+    def group(self) -> int:
+        return self.Hq // self.Hkv
+
+    @property
+    def softmax_scale(self) -> float:
+        return 1 / math.sqrt(self.D) if self.scale is None else self.scale
+
+    def lengths(self) -> list[int]:
+        return list(self.kv_lens) or [self.S] * self.B
+
+    def starts(self) -> list[int]:
+        if self.q_starts:
+            return list(self.q_starts)
+        return [n - self.L if self.q_start is None else self.q_start for n in self.lengths()]
+
+    @property
+    def per_sequence(self) -> bool:
+        return bool(self.kv_lens or self.q_starts)
+
+    def name(self) -> str:
+        default = Case()
+        fields = {k: v for k, v in self.__dict__.items() if v != getattr(default, k)}
+        return " ".join(f"{k}={v}" for k, v in fields.items()) or "default"
+
+
+def _values(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    q = rng.standard_normal((case.B, case.Hq, case.L, case.D))
+    k = rng.standard_normal((case.B, case.Hkv, case.S, case.D))
+    v = rng.standard_normal((case.B, case.Hkv, case.S, case.value_dim))
+    if case.spread == "peaked":  # logits of some tens: a few keys hold nearly all weight
+        q *= 8
+    elif case.spread == "match":  # each query is close to one key
+        for i in range(case.L):
+            q[:, :, i] = np.repeat(k[:, :, (7 * i) % case.S], case.group, 1) * 1.5
+    elif case.spread == "constant":  # uniform weights, the same value everywhere
+        q *= 0
+        v = np.broadcast_to(rng.uniform(0.5, 1, case.value_dim), v.shape).copy()
+    elif case.spread == "mean":  # nonzero mean of V, large cancelling logits
+        v += 3
+        k += 2
+        q[..., 1::2] = -q[..., 0 : 2 * (case.D // 2) : 2]
+    elif case.spread == "rising":  # the maximum moves with every key
+        q = np.abs(q)
+        k = np.abs(k) * np.linspace(0.1, 2, case.S)[None, None, :, None]
+    return q, k, v
+
+
+@dataclass
+class Tensor:
+    """A [B, H, rows, D] view into flat storage: element offset and strides."""
+
+    storage: np.ndarray
+    offset: int
+    strides: tuple[int, int, int]
+    shape: tuple[int, int, int, int]
+
+    def view(self) -> np.ndarray:
+        size = self.storage.itemsize
+        return np.lib.stride_tricks.as_strided(
+            self.storage[self.offset :], self.shape, [s * size for s in (*self.strides, 1)]
+        )
+
+
+def _tensor(shape: tuple[int, int, int, int], layout: str, dtype: str, fill: float) -> Tensor:
+    """Flat storage full of `fill`, exactly as long as the view needs."""
+    B, H, rows, D = shape
+    offset, gap = (3, 1) if layout == "odd" else (0, 0)
+    row = H * (D + gap) if layout == "bshd" else D + gap
+    head = D if layout == "bshd" else rows * row
+    batch = rows * row if layout == "bshd" else H * head
+    last = (B - 1) * batch + (H - 1) * head + (rows - 1) * row + D
+    storage = to_storage(np.full(offset + last, fill, np.float32), dtype)
+    return Tensor(storage, offset, (batch, head, row), shape)
+
+
+@dataclass
+class Problem:
+    """A case with its tensors. Everything that no key in use occupies is NaN."""
+
+    case: Case
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+def make_problem(case: Case, seed: int = 1) -> Problem:
+    rng = np.random.default_rng(seed)
+    q, k, v = _values(case, rng)
+    for b, n in enumerate(case.lengths()):
+        k[b, :, n:] = np.nan
+        v[b, :, n:] = np.nan
+    if case.nan_query:
+        q[:, :, 0, 0] = np.nan
+    shapes = [
+        (case.B, case.Hq, case.L, case.D),
+        (case.B, case.Hkv, case.S, case.D),
+        (case.B, case.Hkv, case.S, case.value_dim),
+        (case.B, case.Hq, case.L, case.value_dim),
+    ]
+    tensors = [_tensor(shape, case.layout, case.dtype, math.nan) for shape in shapes]
+    for tensor, values in zip(tensors, (q, k, v), strict=False):
+        tensor.view()[...] = to_storage(values, case.dtype)
+    return Problem(case, *tensors)
+
+
+@dataclass
+class Reference:
+    """Float64 results [B, Hq, L, Dv] and [B, Hq, L]; magnitude is ||sum_j p_j |v_j|| a row, reach
+    |scale| * max_j ||q|| ||k_j||."""
+
+    out: np.ndarray
+    lse: np.ndarray
+    magnitude: np.ndarray
+    reach: np.ndarray
+
+
+def reference(problem: Problem) -> Reference:
+    case = problem.case
+    q = from_storage(problem.q.view(), case.dtype)
+    k = from_storage(problem.k.view(), case.dtype)
+    v = from_storage(problem.v.view(), case.dtype)
+    shape = (case.B, case.Hq, case.L)
+    result = Reference(
+        np.zeros((*shape, case.value_dim)), np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
+    )
+    for b in range(case.B):
+        n = case.lengths()[b]
+        positions = case.starts()[b] + np.arange(case.L)
+        seen = np.clip(positions + 1, 0, n) if case.causal else np.full(case.L, n)
+        for h in range(case.Hq):
+            keys, values = k[b, h // case.group, :n], v[b, h // case.group, :n]
+            for i in range(case.L):
+                m = int(seen[i])
+                if m == 0:
+                    continue
+                scores = case.softmax_scale * (keys[:m] @ q[b, h, i])
+                top = scores.max()
+                weights = np.exp(scores - top)
+                total = weights.sum()
+                result.out[b, h, i] = weights @ values[:m] / total
+                result.lse[b, h, i] = top + math.log(total)
+                result.magnitude[b, h, i] = np.linalg.norm(weights @ np.abs(values[:m]) / total)
+                longest = np.sqrt((keys[:m] ** 2).sum(1).max())
+                result.reach[b, h, i] = (
+                    abs(case.softmax_scale) * np.linalg.norm(q[b, h, i]) * longest
+                )
+    return result
+
+
+@dataclass
+class Verdict:
+    """Largest error over its bound (output, lse), and what is wrong where that is not a number."""
+
+    output: float
+    lse: float
+    fault: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.fault and self.output <= 1 and self.lse <= 1
+
+
+def judge(case: Case, expected: Reference, out: np.ndarray, lse: np.ndarray) -> Verdict:
+    """Errors over the bounds of design section 4. out as float64, lse f32."""
+    nan_rows = np.isnan(expected.out).any(-1)
+    if not (np.isnan(out).all(-1) == nan_rows).all() or not (np.isnan(out).any(-1) == nan_rows).all():
+        return Verdict(math.inf, math.inf, "NaN in the wrong rows")
+    good = ~nan_rows
+    f32_term = 2.0**-24 * (16 + 6 * expected.reach)
+    relative = f32_term
+    if case.dtype != "f32":
+        relative = f32_term + (1.25 if case.value_dim >= 8 else 2) * UNIT_ROUNDOFF[case.dtype]
+    bound = relative * expected.magnitude
+    bound = bound + SMALLEST_SUBNORMAL[case.dtype] * math.sqrt(case.value_dim)
+    error = np.linalg.norm(out - expected.out, axis=-1)
+    output_ratio = float((error / bound)[good].max(initial=0))
+    empty = np.isneginf(expected.lse)
+    if not (np.isneginf(lse) == empty)[good].all():
+        return Verdict(output_ratio, math.inf, "lse of empty rows")
+    used = good & ~empty
+    lse_bound = f32_term + 2.0**-24 * 2 * np.abs(expected.lse)
+    lse_ratio = np.abs(lse[used].astype(np.float64) - expected.lse[used]) / lse_bound[used]
+    return Verdict(output_ratio, float(lse_ratio.max(initial=0)))
+
+
+def _lengths_around_tiles(kernel: str, dtype: str) -> list[Case]:
+    rows = {"decode": (1, 2), "prefill": (5, 17, 33, 65), "straight": (1, 31, 33)}[kernel]
+    keys = (1, 7, 15, 16, 17, 31, 33, 127, 129, 300)
+    return [
+        Case(L=L, S=S, dtype=dtype, kernel=kernel, span_len=64 if S > 100 else 0, D=64, B=2)
+        for L in rows
+        for S in keys
+    ]
+
+
+def correctness_cases() -> list[Case]:
+    """The case table: every kernel, dtype and head_dim, tails, masks, layouts, spreads."""
+    cases = []
+    for dtype in ("f32", "f16", "bf16"):
+        for kernel in ("decode", "prefill", "straight"):
+            base = Case(dtype=dtype, kernel=kernel, L=3 if kernel == "decode" else 21, S=150, B=2)
+            cases += _lengths_around_tiles(kernel, dtype)
+            for D in (8, 32, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 576):
+                cases += [replace(base, D=D, S=77), replace(base, D=D, S=200, span_len=64, L=2)]
+            for spread in ("peaked", "match", "constant", "mean", "rising"):
+                cases += [
+                    replace(base, spread=spread, D=128, S=999),
+                    replace(base, spread=spread, D=64, S=3000, causal=False, B=1),
+                ]
+            for layout in ("bshd", "odd"):
+                cases += [
+                    replace(base, layout=layout, D=D, span_len=s)
+                    for D in (64, 80, 128, 256)
+                    for s in (0, 64)
+                ]
+            for Hq, Hkv in ((1, 1), (3, 1), (6, 2), (8, 8), (8, 1)):
+                cases += [replace(base, Hq=Hq, Hkv=Hkv, L=L) for L in (1, 9)]
+            for q_start in (-5, 0, 3, 149, 400):
+                cases += [replace(base, q_start=q_start), replace(base, q_start=q_start, D=256)]
+            ragged = replace(base, B=4, S=256, kv_lens=(0, 1, 100, 256))
+            cases += [
+                ragged,
+                replace(ragged, span_len=64),
+                replace(ragged, span_len=64, D=256),
+                replace(ragged, span_len=64, q_starts=(0, -1, 50, 255), causal=True),
+                replace(base, causal=False),
+                replace(base, scale=0.0),
+                replace(base, scale=-0.7),
+                replace(base, nan_query=True),
+                replace(base, nan_query=True, D=256, span_len=64),
+            ]
+        straight = Case(dtype=dtype, kernel="straight", L=21, S=150, B=2)
+        cases += [replace(straight, D=D, Dv=Dv) for D, Dv in ((1, 1), (3, 5), (65, 33), (576, 512))]
+        cases += [replace(straight, D=D, packed_params=True) for D in (5, 64)]
+        cases.append(Case(dtype=dtype, kernel="straight", L=1, S=20000, D=32, spread="constant"))
+        cases.append(Case(dtype=dtype, kernel="decode", L=1, S=20000, D=64, spread="constant"))
+        cases.append(Case(dtype=dtype, kernel="prefill", L=70, S=20000, D=64, Hq=1, Hkv=1,
+                          spread="constant"))
+    return cases
+
+
+def checker_cases() -> list[Case]:
+    """A few small cases that take every branch, for the memory and race checkers."""
+    cases = []
+    for dtype in ("f32", "f16"):
+        cases += [
+            Case(dtype=dtype, kernel="decode", S=75, D=128, L=2, layout="odd", span_len=32),
+            Case(dtype=dtype, kernel="decode", S=75, D=256, L=2, span_len=32),
+            Case(dtype=dtype, kernel="decode", S=75, D=576, L=2, span_len=32),
+            Case(dtype=dtype, kernel="prefill", S=75, D=72, L=37, layout="bshd"),
+            Case(dtype=dtype, kernel="prefill", S=75, D=256, L=19, B=2, kv_lens=(3, 75), span_len=64),
+            Case(dtype=dtype, kernel="prefill", S=75, D=512, L=19),
+            Case(dtype=dtype, kernel="straight", S=45, D=35, Dv=19, L=33, layout="odd"),
+        ]
+    return cases

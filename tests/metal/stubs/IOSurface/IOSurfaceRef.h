@@ -1,0 +1,3 @@
+// An opaque type that metal-cpp mentions.
+#pragma once
+typedef struct __IOSurface* IOSurfaceRef;

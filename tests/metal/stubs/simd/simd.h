@@ -1,0 +1,3 @@
+// metal-cpp includes this header and uses nothing of it.
+#pragma once
+#include <cstdint>

@@ -1,0 +1,324 @@
+"""The planted faults: what is changed, and which one test must notice.
+
+A fault is a substitution in one or more files. `old` must stand in the file exactly once: a fault
+whose text no longer matches is a failure, like one that no test notices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STREAM = "csrc/metal/stream.cpp"
+STORAGE = "csrc/metal/storage.cpp"
+BACKEND = "csrc/metal/backend.cpp"
+QUEUE = "csrc/metal/queue.cpp"
+LIBRARY = "csrc/metal/library.cpp"
+IN_FLIGHT = "csrc/metal/in_flight.cpp"
+PLAN = "csrc/metal/plan.cpp"
+PARAMS = "shaders/sdpa_params.h"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One substitution; `path` from the top of the tree."""
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault and the test case (of one test program) that kills it."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    program: str
+    case: str
+
+
+def mutant(name: str, path: str, old: str, new: str, program: str, case: str) -> Mutant:
+    """A fault in one place."""
+    return Mutant(name, (Edit(path, old, new),), program, case)
+
+
+DEVICE = "metal_device_test"
+FAULT = "metal_software_fault_test"
+LIFETIME = "metal_software_lifetime_test"
+BARRIER = "metal_software_barrier_test"
+PLANNER = "metal_plan_test"
+ATTENTION = "metal_attention_test"
+
+HOST_MUTANTS = (
+    mutant(
+        "wrong buffer index",
+        STREAM,
+        "target.setBuffer(buffer, binding.byte_offset, binding.index);",
+        "target.setBuffer(buffer, binding.byte_offset, binding.index ^ 1);",
+        DEVICE,
+        "metal device: bindings reach their indices, at their offsets",
+    ),
+    mutant(
+        "wrong offset",
+        STREAM,
+        "target.setBuffer(buffer, binding.byte_offset, binding.index);",
+        "target.setBuffer(buffer, 0, binding.index);",
+        DEVICE,
+        "metal device: bindings reach their indices, at their offsets",
+    ),
+    mutant(
+        "missing barrier between dispatches",
+        STREAM,
+        "encoder_->memoryBarrier(MTL::BarrierScopeBuffers);",
+        "",
+        BARRIER,
+        "software metal: a barrier stands between dependent dispatches, whatever the order",
+    ),
+    mutant(
+        "hazard tracker forgets reads",
+        "csrc/core/hazards.cpp",
+        "overlap(a.writes, b.writes) || overlap(a.writes, b.reads) || overlap(a.reads, b.writes)",
+        "overlap(a.writes, b.writes) || overlap(a.writes, b.reads)",
+        BARRIER,
+        "software metal: write after read waits too",
+    ),
+    mutant(
+        "missing retain of a wrapped buffer",
+        BACKEND,
+        "NS::RetainPtr(static_cast<MTL::Buffer*>(handle))",
+        "NS::TransferPtr(static_cast<MTL::Buffer*>(handle))",
+        LIFETIME,
+        "software metal: a wrapped MTLBuffer is retained, and given back once",
+    ),
+    mutant(
+        "missing retain of the command buffer",
+        QUEUE,
+        "NS::RetainPtr(queue_->commandBuffer(descriptor_.get()))",
+        "NS::TransferPtr(queue_->commandBuffer(descriptor_.get()))",
+        LIFETIME,
+        "software metal: a device takes everything with it",
+    ),
+    mutant(
+        "one release too few",
+        LIBRARY,
+        "auto state = NS::TransferPtr(",
+        "auto state = NS::RetainPtr(",
+        LIFETIME,
+        "software metal: a device takes everything with it",
+    ),
+    mutant(
+        "double release",
+        STORAGE,
+        "  buffer_.reset();\n",
+        "  buffer_->release();\n  buffer_.reset();\n",
+        LIFETIME,
+        "software metal: a device takes everything with it",
+    ),
+    mutant(
+        "pipelines are not kept alive",
+        STREAM,
+        "  submission_->pipelines.push_back(dispatch.pipeline);\n",
+        "",
+        FAULT,
+        "software metal: a lost command buffer names itself, the error and the dispatch",
+    ),
+    mutant(
+        "wrapped memory is let go at once",
+        BACKEND,
+        "static_cast<void>(owner);",
+        "",
+        LIFETIME,
+        "software metal: wrapped memory is let go after its buffer, and not before",
+    ),
+    mutant(
+        "wrong function constant index",
+        LIBRARY,
+        "values->setConstantValue(&value, data_type(value), constant.index);",
+        "values->setConstantValue(&value, data_type(value), constant.index + 1);",
+        DEVICE,
+        "metal device: function constants of every type reach the function",
+    ),
+    mutant(
+        "wrong function constant type",
+        LIBRARY,
+        "data_type(std::int32_t) { return MTL::DataTypeInt; }",
+        "data_type(std::int32_t) { return MTL::DataTypeFloat; }",
+        DEVICE,
+        "metal device: function constants of every type reach the function",
+    ),
+    mutant(
+        "wrong threadgroup size",
+        STREAM,
+        "mtl_size(dispatch.threadgroup_size))",
+        "MTL::Size(dispatch.threadgroup_size.count(), 2, 1))",
+        DEVICE,
+        "metal device: every threadgroup and thread runs once, where it should",
+    ),
+    mutant(
+        "wrong threadgroup size in a plan",
+        PLAN,
+        "step.threadgroup_size = {SDPA_TILE_Q, 1, 1};",
+        "step.threadgroup_size = {SDPA_TILE_Q - 1, 1, 1};",
+        ATTENTION,
+        "metal attention: within the bounds of float64, as the CPU is",
+    ),
+    Mutant(
+        "params struct field order",
+        (
+            Edit(
+                PARAMS,
+                "  sdpa_u32 seq_len;      ///< query rows a head\n",
+                "",
+            ),
+            Edit(
+                PARAMS,
+                "  float scale;  ",
+                "  sdpa_u32 seq_len;\n  float scale;  ",
+            ),
+            Edit(PARAMS, "seq_len) == 12", "seq_len) == 16"),
+            Edit(PARAMS, "kv_seq_len) == 16", "kv_seq_len) == 12"),
+        ),
+        ATTENTION,
+        "metal attention: the packed form takes its 32 bytes in the documented order",
+    ),
+    Mutant(
+        "threadgroup memory over 32 KB",
+        (
+            Edit(
+                "csrc/core/encoder.cpp",
+                "if (total > limits.max_threadgroup_memory) {",
+                "if (false) {",
+            ),
+            Edit(STREAM, "if (total <= limit) return;", "if (limit != 0) return;"),
+        ),
+        DEVICE,
+        "metal device: too much threadgroup memory is refused, and nothing runs",
+    ),
+    mutant(
+        "encode after commit",
+        "csrc/core/encoder.cpp",
+        "if (status == CommandStatus::encoding) return;",
+        "return;",
+        DEVICE,
+        "metal device: an encoder is used once",
+    ),
+    mutant(
+        "memory is not zeroed",
+        BACKEND,
+        "std::memset(buffer->contents(), 0, byte_len);",
+        "std::memset(buffer->contents(), 1, byte_len);",
+        DEVICE,
+        "metal device: new memory is zero and aligned",
+    ),
+    mutant(
+        "a failed command buffer counts as done",
+        STREAM,
+        "if (command_buffer.status() == MTL::CommandBufferStatusError) {",
+        "if (command_buffer.status() == MTL::CommandBufferStatusNotEnqueued) {",
+        FAULT,
+        "software metal: a lost command buffer names itself, the error and the dispatch",
+    ),
+    mutant(
+        "errors that nobody waits for are dropped",
+        IN_FLIGHT,
+        "    failed_.push_back(submission);\n",
+        "",
+        FAULT,
+        "software metal: an error that nobody waits for comes at synchronize, once",
+    ),
+    mutant(
+        "an interrupt does not wait for the device",
+        IN_FLIGHT,
+        "    interrupted = poller.poll();\n    lock.lock();\n",
+        "    interrupted = poller.poll();\n    lock.lock();\n    if (interrupted) break;\n",
+        FAULT,
+        "software metal: an interrupt is raised when nothing writes any more",
+    ),
+    mutant(
+        "commit waits",
+        STREAM,
+        "  command_buffer_->commit();\n",
+        "  command_buffer_->commit();\n  command_buffer_->waitUntilCompleted();\n",
+        FAULT,
+        "software metal: commit returns before the device is done",
+    ),
+    mutant(
+        "an open encoder is let go",
+        STREAM,
+        "if (encoder_) encoder_->endEncoding();",
+        "",
+        LIFETIME,
+        "software metal: an encoder that is dropped uncommitted leaves nothing and runs nothing",
+    ),
+    mutant(
+        "dispatches are never cut",
+        PLAN,
+        "const double max_flops = kRowFlopsPerSecond * facts.max_dispatch_seconds;",
+        "const double max_flops = 1e30 * kRowFlopsPerSecond * facts.max_dispatch_seconds;",
+        PLANNER,
+        "metal plan: no dispatch of a long problem is above the limit",
+    ),
+    mutant(
+        "cuts lose their rows",
+        "csrc/metal/work_estimate.cpp",
+        "  args.row_begin = static_cast<sdpa_u32>(box.row_begin);\n",
+        "",
+        ATTENTION,
+        "metal attention: a cut plan gives the bits of the whole one",
+    ),
+)
+
+BOUNDS_CASE = "metal attention: within the bounds of float64, as the CPU is"
+
+SHADER_MUTANTS = (
+    mutant(
+        "missing barrier in a shader",
+        "shaders/sdpa_merge.metal",
+        "  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);\n",
+        "",
+        ATTENTION,
+        "metal attention: states of spans merge; spans of unseen keys are not read",
+    ),
+    mutant(
+        "off-by-one causal",
+        "shaders/sdpa_problem.h",
+        "const long below = sequence.q_start + i + 1;",
+        "const long below = sequence.q_start + i;",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "wrong scale",
+        "shaders/sdpa.metal",
+        "scores[j] * (scale * kLog2E)",
+        "scores[j] * scale",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "wrong query group",
+        "shaders/sdpa.metal",
+        "h / long(args.n_heads / args.n_kv_heads)",
+        "h % long(args.n_kv_heads)",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "last key of a tile twice",
+        "shaders/sdpa.metal",
+        "j < tile.count ? scores[j]",
+        "j <= tile.count ? scores[j]",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "log-sum-exp in log2 units",
+        "shaders/softmax_state.h",
+        "(reference + metal::log2(sum)) * kLn2",
+        "(reference + metal::log2(sum))",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+)
+
+MUTANTS = HOST_MUTANTS + SHADER_MUTANTS

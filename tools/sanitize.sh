@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# sanitize.sh asan|tsan [PYTEST_ARGS...]: builds that preset and runs ctest; asan runs pytest too.
+#
+# pytest runs in an interpreter that knows nothing of sanitizers, so the runtime is preloaded, and
+# libstdc++ with it: without that its exceptions are not intercepted. Leaks are looked for by a test
+# of its own; at exit the interpreter's own memory would drown them.
+source "$(dirname "$0")/common.sh"
+
+preset=$1
+shift
+ensure_venv build test
+
+export UBSAN_OPTIONS=print_stacktrace=1
+
+run_ctest() {
+  # ThreadSanitizer needs the address space that it expects: no randomisation where that can be had.
+  if command -v setarch >/dev/null && setarch "$(uname -m)" -R true 2>/dev/null; then
+    setarch "$(uname -m)" -R ctest --preset "$preset"
+  else
+    ctest --preset "$preset"
+  fi
+}
+
+run_pytest() {
+  local library preload=
+  for library in libasan.so libstdc++.so; do
+    preload+=" $(readlink -f "$(c++ -print-file-name=$library)")"
+  done
+  env LD_PRELOAD="${preload# }" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+    METAL_SDPA_SWEEP="${METAL_SDPA_SWEEP:-200}" PYTHONPATH="build/$preset/stage" \
+    "$PYTHON" -m pytest -m "not frameworks" "$@"
+}
+
+case $preset in
+  asan)
+    build_preset asan all stage
+    run_ctest
+    run_pytest "$@"
+    ;;
+  tsan)
+    build_preset tsan
+    run_ctest
+    ;;
+  *) die "sanitize.sh: $preset is not asan or tsan" ;;
+esac
