@@ -19,8 +19,12 @@ std::array<Axis, 3> row_axes(const TensorView& view) {
           Axis{view.rows, view.layout.row_stride}};
 }
 
-/// Byte addresses of the first element of every row, sorted.
-std::vector<std::int64_t> sorted_rows(const TensorView& view, std::int64_t base) {
+/// Byte addresses of the first element of every row, sorted. A broadcast axis (stride 0) counts
+/// once, so that there are no more entries than the view has bytes.
+std::vector<std::int64_t> sorted_rows(TensorView view, std::int64_t base) {
+  if (view.layout.batch_stride == 0) view.batch = 1;
+  if (view.layout.head_stride == 0) view.heads = 1;
+  if (view.layout.row_stride == 0) view.rows = 1;
   std::vector<std::int64_t> starts;
   starts.reserve(static_cast<std::size_t>(view.batch * view.heads * view.rows));
   for (std::int64_t b = 0; b < view.batch; ++b) {
@@ -49,6 +53,19 @@ bool nested_without_overlap(const TensorView& view) {
     span += (axis.count - 1) * std::llabs(axis.stride);
   }
   return true;
+}
+
+/// A broadcast axis, or more elements than places: some share one.
+bool must_overlap(const TensorView& view) {
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+  if (!element_extent(view, first, last)) return true;
+  std::int64_t elements = view.width;
+  for (const Axis& axis : row_axes(view)) {
+    if (axis.count > 1 && axis.stride == 0) return true;
+    if (__builtin_mul_overflow(elements, axis.count, &elements)) return true;
+  }
+  return elements > last - first + 1;
 }
 
 bool rows_overlap(const std::vector<std::int64_t>& a, std::int64_t a_bytes,
@@ -86,6 +103,7 @@ bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& l
 
 bool overlaps_itself(const TensorView& view) {
   if (nested_without_overlap(view)) return false;
+  if (must_overlap(view)) return true;
   const std::vector<std::int64_t> rows = sorted_rows(view, 0);
   const std::int64_t row_bytes = view.width * view.element_size;
   const auto too_close = [row_bytes](std::int64_t a, std::int64_t b) { return b - a < row_bytes; };

@@ -73,3 +73,15 @@ TEST_CASE("strides past 64 bits are noticed") {
   view.layout.batch_stride = INT64_MAX / 4;  // elements fit, bytes do not
   CHECK(!element_extent(view, first, last));
 }
+
+TEST_CASE("broadcast views of 2^60 elements are judged without walking them") {
+  TensorView output{INT32_MAX, INT32_MAX, 4, 8, {0, 0, 0, 8}, 4};
+  CHECK(overlaps_itself(output));
+  output.layout.head_stride = 1;
+  CHECK(overlaps_itself(output));
+  const TensorView keys{INT32_MAX, INT32_MAX, 2, 8, {0, 0, 0, 16}, 4};
+  const TensorView between{1, 1, 2, 8, {8, 0, 0, 16}, 4};
+  const TensorView across{1, 1, 2, 8, {7, 0, 0, 16}, 4};
+  CHECK(!views_overlap(between, 1 << 20, keys, 1 << 20));
+  CHECK(views_overlap(across, 1 << 20, keys, 1 << 20));
+}
