@@ -302,12 +302,7 @@ struct AttentionTile {
       sum[r] = float2(sum[r].x + weights.x, sum[r].y + weights.y);
       return;
     }
-    float2 total = sum[r];
-    float2 compensation = sum_compensation[r];
-    compensated_add(total.x, compensation.x, weights.x);
-    compensated_add(total.y, compensation.y, weights.y);
-    sum[r] = total;
-    sum_compensation[r] = compensation;
+    compensated_add(sum[r], sum_compensation[r], weights);
   }
 
   /// One softmax update: scores to weights, as the A operand of P V. The denominators sum the
@@ -343,14 +338,10 @@ struct AttentionTile {
           total = multiply_accumulate(weights[r][j], v.pairs[j][f], total);
         }
         if (kCompensated) {
-          float2 numerator = o[r][f];
-          float2 compensation = o_compensation[r][f];
-          compensated_add(numerator.x, compensation.x, total.x);
-          compensated_add(numerator.y, compensation.y, total.y);
-          o_compensation[r][f] = compensation;
-          total = numerator;
+          compensated_add(o[r][f], o_compensation[r][f], total);
+        } else {
+          o[r][f] = total;
         }
-        o[r][f] = total;
       }
     }
   }

@@ -40,6 +40,16 @@ inline void compensated_add(thread float& sum, thread float& compensation, float
   sum = next;
 }
 
+/// The same for two sums; the elements of a vector cannot be passed by reference.
+inline void compensated_add(thread float2& sum, thread float2& compensation, float2 value) {
+  float first = sum.x, first_compensation = compensation.x;
+  float second = sum.y, second_compensation = compensation.y;
+  compensated_add(first, first_compensation, value.x);
+  compensated_add(second, second_compensation, value.y);
+  sum = float2(first, second);
+  compensation = float2(first_compensation, second_compensation);
+}
+
 /// What to multiply numerators by for the result: 0 for a row without any weight.
 inline float inverse_of_sum(float sum) {
   return sum == 0.0f ? 0.0f : 1.0f / sum;

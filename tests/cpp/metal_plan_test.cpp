@@ -165,7 +165,8 @@ TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows 
     SdpaProblem problem = problem_of(2, 8, 2, c.seq_len, 100, c.head_dim);
     problem.dtype = c.dtype;
     problem.kernel = c.family;
-    const PlanStep& step = plan_metal_sdpa(problem, {}).steps[0];
+    const Plan plan = plan_metal_sdpa(problem, {});
+    const PlanStep& step = plan.steps[0];
     CHECK(std::string(step.kernel) == c.kernel);
     CHECK(step.threadgroups.x == 2);
     CHECK(step.threadgroups.y == 2);
