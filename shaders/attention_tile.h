@@ -33,6 +33,9 @@ constant bool write_partial =
     is_function_constant_defined(partial_constant) ? partial_constant : false;
 constant bool write_output = !write_partial;
 constant bool write_output_lse = write_lse && write_output;
+/// Whether weights are summed unrounded too: for what compares rows or spans, which f32 precision
+/// is promised for. Numerators are divided by the sum of the weights that they were made with.
+constant bool sum_exactly = write_partial || write_output_lse;
 
 namespace metal_sdpa {
 
@@ -45,6 +48,13 @@ template <>
 constexpr float weight_exponent<half>() {
   return 14.0f;
 }
+
+/// State of one row: reference, sum of the weights as rounded to T, sum of the unrounded ones.
+struct TileRowState {
+  float reference;
+  float sum;
+  float exact_sum;
+};
 
 /// The packed rows of a team: row_begin .. row_begin + count - 1 of one KV head's n_rows.
 struct TeamRows {
@@ -103,10 +113,11 @@ struct AttentionTile {
   Pair q[kRowTiles][kFragments];
   float2 o[kRowTiles][kFragments];
   float2 o_compensation[kCompensated ? kRowTiles : 1][kCompensated ? kFragments : 1];
-  float2 reference[kRowTiles];         ///< of the two rows of this lane's columns
-  float2 sum[kRowTiles];               ///< of this lane's weights only
-  float2 sum_compensation[kRowTiles];
-  int visible[kRowTiles][2];           ///< keys that each of the two rows sees
+  float2 reference[kRowTiles];  ///< of the two rows of this lane's columns
+  float2 sum[kRowTiles];        ///< of this lane's weights as rounded to T; unused in f32
+  float2 exact_sum[kRowTiles];  ///< of this lane's unrounded weights; in f32, or with sum_exactly
+  float2 exact_sum_compensation[kRowTiles];
+  int visible[kRowTiles][2];  ///< keys that each of the two rows sees
 
   /// This lane's first element within chunk `chunk` of a row.
   int element(int chunk) const {
@@ -122,7 +133,8 @@ struct AttentionTile {
     for (int r = 0; r < kRowTiles; ++r) {
       reference[r] = float2(-INFINITY);
       sum[r] = float2(0.0f);
-      sum_compensation[r] = float2(0.0f);
+      exact_sum[r] = float2(0.0f);
+      exact_sum_compensation[r] = float2(0.0f);
       SDPA_UNROLL
       for (int f = 0; f < kFragments; ++f) {
         o[r][f] = float2(0.0f);
@@ -146,8 +158,8 @@ struct AttentionTile {
   }
 
   /// Sets what each row sees of the `count` keys from key `first_key` of the sequence.
-  void set_visible(thread const SdpaArgs& args, SdpaSequence sequence,
-                   thread const TeamRows& rows, long first_key, int count) {
+  void set_visible(thread const SdpaArgs& args, SdpaSequence sequence, thread const TeamRows& rows,
+                   long first_key, int count) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
@@ -261,13 +273,13 @@ struct AttentionTile {
     }
   }
 
+  static float2 product(float2 a, float2 b) { return float2(a.x * b.x, a.y * b.y); }
+
   /// Multiplies the state of row tile r by a power of two a row.
   void rescale(int r, float2 factor) {
-    sum[r] = float2(sum[r].x * factor.x, sum[r].y * factor.y);
-    if (kCompensated) {
-      sum_compensation[r] =
-          float2(sum_compensation[r].x * factor.x, sum_compensation[r].y * factor.y);
-    }
+    sum[r] = product(sum[r], factor);
+    exact_sum[r] = product(exact_sum[r], factor);
+    exact_sum_compensation[r] = product(exact_sum_compensation[r], factor);
     const float row_factor = element_of_row(factor, at);
     SDPA_UNROLL
     for (int f = 0; f < kFragments; ++f) {
@@ -284,44 +296,39 @@ struct AttentionTile {
     float2 maximum = scores[r][0];
     SDPA_UNROLL
     for (int j = 1; j < kKeyTiles; ++j) {
-      maximum = float2(metal::max(maximum.x, scores[r][j].x), metal::max(maximum.y, scores[r][j].y));
+      maximum =
+          float2(metal::max(maximum.x, scores[r][j].x), metal::max(maximum.y, scores[r][j].y));
     }
     maximum = column_max(maximum);
     const float2 old = reference[r];
-    const float2 next =
-        float2(metal::max(old.x, metal::ceil(maximum.x) - weight_exponent<T>()),
-               metal::max(old.y, metal::ceil(maximum.y) - weight_exponent<T>()));
+    const float2 next = float2(metal::max(old.x, metal::ceil(maximum.x) - weight_exponent<T>()),
+                               metal::max(old.y, metal::ceil(maximum.y) - weight_exponent<T>()));
     reference[r] = next;
     if (!metal::simd_any(next.x != old.x || next.y != old.y)) return;
     rescale(r, float2(rescale_factor(old.x, next.x), rescale_factor(old.y, next.y)));
   }
 
-  /// Adds weights to this lane's sums.
-  void add_to_sum(int r, float2 weights) {
-    if (!kCompensated) {
-      sum[r] = float2(sum[r].x + weights.x, sum[r].y + weights.y);
-      return;
-    }
-    compensated_add(sum[r], sum_compensation[r], weights);
-  }
-
-  /// One softmax update: scores to weights, as the A operand of P V. The denominators sum the
-  /// weights as rounded to T.
+  /// One softmax update: scores to weights, as the A operand of P V.
   void softmax(thread float2 (&scores)[kRowTiles][kKeyTiles],
                thread Pair (&weights)[kRowTiles][kKeyTiles]) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       raise_reference(r, scores);
       const float2 from = float2(subtrahend(reference[r].x), subtrahend(reference[r].y));
-      float2 tile_sum = float2(0.0f);
+      float2 tile_exact_sum = float2(0.0f);
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
-        const Pair weight = Pair(T(metal::exp2(scores[r][j].x - from.x)),
-                                 T(metal::exp2(scores[r][j].y - from.y)));
-        tile_sum = float2(tile_sum.x + float(weight[0]), tile_sum.y + float(weight[1]));
-        weights[r][j] = transposed(weight, at);
+        const float2 weight =
+            float2(metal::exp2(scores[r][j].x - from.x), metal::exp2(scores[r][j].y - from.y));
+        const Pair rounded = Pair(T(weight.x), T(weight.y));
+        tile_exact_sum = float2(tile_exact_sum.x + weight.x, tile_exact_sum.y + weight.y);
+        if (!kCompensated)
+          sum[r] = float2(sum[r].x + float(rounded[0]), sum[r].y + float(rounded[1]));
+        weights[r][j] = transposed(rounded, at);
       }
-      add_to_sum(r, tile_sum);
+      if (kCompensated || sum_exactly) {
+        compensated_add(exact_sum[r], exact_sum_compensation[r], tile_exact_sum);
+      }
     }
   }
 
@@ -410,10 +417,15 @@ struct AttentionTile {
     }
   }
 
-  /// Reference and sum of row at.row of row tile r.
-  float2 row_state(int r) const {
-    const float2 total = column_sum(sum[r]);
-    return float2(element_of_row(reference[r], at), element_of_row(total, at));
+  /// State of row at.row of row tile r.
+  TileRowState row_state(int r) const {
+    TileRowState state;
+    state.reference = element_of_row(reference[r], at);
+    if (kCompensated || sum_exactly) {
+      state.exact_sum = element_of_row(column_sum(exact_sum[r]), at);
+    }
+    state.sum = kCompensated ? state.exact_sum : element_of_row(column_sum(sum[r]), at);
+    return state;
   }
 
   /// Writes this slice's part of row at.row of row tile r as output.
@@ -431,9 +443,9 @@ struct AttentionTile {
     }
   }
 
-  /// Writes this slice's part of row at.row of row tile r as numerators of a state, whose rows
-  /// start on 32 bytes.
-  void store_numerators(int r, device float* row) const {
+  /// Writes this slice's part of row at.row of row tile r, times `factor`, as numerators of a
+  /// state, whose rows start on 32 bytes.
+  void store_numerators(int r, float factor, device float* row) const {
     SDPA_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (padded && element(c) >= head_dim) continue;
@@ -442,7 +454,8 @@ struct AttentionTile {
       for (int f = 0; f < kChunkFragments; f += 2) {
         const float2 first = o[r][c * kChunkFragments + f];
         const float2 second = o[r][c * kChunkFragments + f + 1];
-        target[f / 2] = float4(first.x, first.y, second.x, second.y);
+        target[f / 2] =
+            float4(first.x * factor, first.y * factor, second.x * factor, second.y * factor);
       }
     }
   }
@@ -467,7 +480,7 @@ void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
                 thread const TeamRows& rows, long b, long kv_h, long span) {
   SDPA_UNROLL
   for (int r = 0; r < AttentionTile<T, kDim, kPrefill>::kRowTiles; ++r) {
-    const float2 state = tile.row_state(r);
+    const TileRowState state = tile.row_state(r);
     const int packed = rows.begin + 8 * r + tile.at.row;
     if (packed >= rows.end) continue;
     const long h = kv_h * rows.group + rows.head(packed);
@@ -476,13 +489,18 @@ void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
     const bool first_lane = tile.at.pair == 0 && tile.slice_begin == 0;
     if (write_partial) {
       const long state_index = index * long(args.n_spans) + span;
-      tile.store_numerators(r, buffers.partial_o + state_index * tile.head_dim);
-      if (first_lane) buffers.partial_ms[state_index] = state;
+      // Numerators of the unrounded weights, since their sum is what spans are weighed by.
+      const float factor =
+          state.sum == state.exact_sum ? 1.0f : state.exact_sum * inverse_of_sum(state.sum);
+      tile.store_numerators(r, factor, buffers.partial_o + state_index * tile.head_dim);
+      if (first_lane) buffers.partial_ms[state_index] = float2(state.reference, state.exact_sum);
     } else {
-      tile.store_output(r, state.y,
+      tile.store_output(r, state.sum,
                         buffers.out + head_start(args.out_offset, args.out_stride, b, h) +
                             i * args.out_stride.row);
-      if (write_output_lse && first_lane) buffers.lse[index] = log_sum_exp(state.x, state.y);
+      if (write_output_lse && first_lane) {
+        buffers.lse[index] = log_sum_exp(state.reference, state.exact_sum);
+      }
     }
   }
 }
@@ -503,8 +521,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int row_blocks = (n_rows + block_rows - 1) / block_rows;
   // The last rows come first: under a causal mask they have the most keys.
   const int row_block = row_blocks - 1 - int(group.z) % row_blocks;
-  const long first_span =
-      long(args.span_begin) + long(int(group.z) / row_blocks) * span_teams;
+  const long first_span = long(args.span_begin) + long(int(group.z) / row_blocks) * span_teams;
   const long span = first_span + team / row_teams;
 
   TeamRows rows;
@@ -530,10 +547,10 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   keys.v_row = args.v_stride.row;
   Tile tile;
   tile.init(lane, slice, args);
-  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, kv_h) +
-           first_key * keys.k_row + tile.element(0);
-  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) +
-           first_key * keys.v_row + tile.element(0);
+  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, kv_h) + first_key * keys.k_row +
+           tile.element(0);
+  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) + first_key * keys.v_row +
+           tile.element(0);
   typename Tile::KeyTile first_tile;
   if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
   int n_all_visible = 0;
@@ -552,8 +569,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
     const long block_count = metal::max(block_keys - first_span * span_keys, 0l);
     tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
-                       exchange + team * team_scores, teams * team_scores, slice, lane,
-                       first_tile);
+                       exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);
   }
   // A span in which none of the team's rows has a key is not read by the merge.
   if (exists && (write_output || keys.count > 0)) {

@@ -18,9 +18,7 @@ constant constexpr float kLn2 = 0.69314718055994530942f;
 
 /// What to subtract from scores: the reference, but never -inf, so that a row with no key, or of
 /// -inf scores only, has weights of 0 instead of NaN.
-inline float subtrahend(float reference) {
-  return reference == -INFINITY ? 0.0f : reference;
-}
+inline float subtrahend(float reference) { return reference == -INFINITY ? 0.0f : reference; }
 
 /// Factor that brings weights from one reference to another at or above it. Both are whole numbers
 /// or -inf. A factor under the smallest normal float is 0.
@@ -51,9 +49,7 @@ inline void compensated_add(thread float2& sum, thread float2& compensation, flo
 }
 
 /// What to multiply numerators by for the result: 0 for a row without any weight.
-inline float inverse_of_sum(float sum) {
-  return sum == 0.0f ? 0.0f : 1.0f / sum;
-}
+inline float inverse_of_sum(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
 /// Natural log of the sum of exponentials; -inf for a row without any weight.
 inline float log_sum_exp(float reference, float sum) {
