@@ -13,11 +13,17 @@ from model import ModelConfig
 
 @dataclass
 class Accuracy:
-    """What the comparison found; `share` is the largest error as a share of its row's bound."""
+    """What the comparison found. The worst row is the one that used most of its bound."""
 
     n_rows: int = 0
     largest_difference: float = 0.0  # over all elements
-    share: float = 0.0
+    worst_error: float = 0.0  # norm of the worst row's difference
+    worst_bound: float = float("inf")  # what that norm may be
+
+    @property
+    def share(self) -> float:
+        """How much of its bound the worst row used."""
+        return self.worst_error / self.worst_bound
 
     @property
     def good(self) -> bool:
@@ -25,12 +31,14 @@ class Accuracy:
 
     def add(self, difference: np.ndarray, bound: np.ndarray) -> None:
         """difference [L, head_dim] of L rows, and the bound [L] of each row's norm."""
-        shares = np.linalg.norm(difference, axis=-1) / bound
         # A NaN would lose every comparison, hence infinity in its place.
-        shares = np.where(np.isnan(shares), np.inf, shares)
-        self.n_rows += len(shares)
-        self.share = max(self.share, float(shares.max()))
+        difference = np.where(np.isnan(difference), np.inf, difference)
+        errors = np.linalg.norm(difference, axis=-1)
+        worst = int(np.argmax(errors / bound))
+        self.n_rows += len(errors)
         self.largest_difference = max(self.largest_difference, float(np.abs(difference).max()))
+        if errors[worst] / bound[worst] > self.share:
+            self.worst_error, self.worst_bound = float(errors[worst]), float(bound[worst])
 
 
 def check_run(log: list[Attended], cache: KvCache, config: ModelConfig) -> Accuracy:
@@ -68,8 +76,7 @@ def attention(
     longest_key = np.maximum.accumulate(np.linalg.norm(k, axis=1))
     largest_score = abs(scale) * np.linalg.norm(q, axis=1) * longest_key
     relative = UNIT_ROUNDOFF["f32"] * (16 + 6 * largest_score)
-    absolute = 0.0
     if dtype != "f32":
         relative += (1.25 if v.shape[1] >= 8 else 2.0) * UNIT_ROUNDOFF[dtype]
-        absolute = SMALLEST[dtype] * np.sqrt(v.shape[1])
+    absolute = SMALLEST[dtype] * np.sqrt(v.shape[1])
     return weights @ v, relative * np.linalg.norm(weights @ np.abs(v), axis=1) + absolute

@@ -196,9 +196,10 @@ def report(engine: Engine, n_generated: int) -> int:
     print(phase_line("prefill", engine.prefill_phase))
     print(phase_line("decode", engine.decode_phase))
     print(
-        f"accuracy  {accuracy.n_rows:,} rows against float64 attention: largest difference "
-        f"{accuracy.largest_difference:.1e},\n"
-        f"          largest error {accuracy.share:.0%} of what its row may have"
+        f"accuracy  {accuracy.n_rows:,} rows against attention in float64: "
+        f"largest difference {accuracy.largest_difference:.1e}\n"
+        f"          worst row: error {accuracy.worst_error:.1e}, where it may be "
+        f"{accuracy.worst_bound:.1e}"
     )
     return verdict(accuracy)
 
@@ -214,9 +215,9 @@ def phase_line(name: str, phase: Phase) -> str:
 
 def verdict(accuracy: Accuracy) -> int:
     if not accuracy.good:
-        print("\nFAILED: attention is further from float64 than it may be")
+        print("\nFAILED: an attention row is further from float64 than it may be")
         return 1
-    print("\nOK: every attention row of the run is within its bound of float64")
+    print("\nOK: every attention row of the run is as close to float64 as it must be")
     return 0
 
 
