@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Tokenizer:
         """Applies the earliest merge that fits, again and again: the order of training."""
         never = len(self._rank)
         while len(ids) > 1:
-            best = min(zip(ids, ids[1:]), key=lambda pair: self._rank.get(pair, never))
+            best = min(pairwise(ids), key=lambda pair: self._rank.get(pair, never))
             if best not in self._rank:
                 break
             ids = replace_pair(ids, best, FIRST_MERGE + self._rank[best])
@@ -82,7 +83,7 @@ def train_merges(texts: list[str], vocab_size: int) -> np.ndarray:
     pair_counts: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # pieces that may hold the pair
     for index, (ids, count) in enumerate(pieces):
-        for pair in zip(ids, ids[1:]):
+        for pair in pairwise(ids):
             pair_counts[pair] += count
             where[pair].add(index)
 
@@ -94,9 +95,9 @@ def train_merges(texts: list[str], vocab_size: int) -> np.ndarray:
         for index in where.pop(best):
             ids, count = pieces[index]
             merged = replace_pair(ids, best, new_id)
-            for pair in zip(ids, ids[1:]):
+            for pair in pairwise(ids):
                 pair_counts[pair] -= count
-            for pair in zip(merged, merged[1:]):
+            for pair in pairwise(merged):
                 pair_counts[pair] += count
                 where[pair].add(index)
             pieces[index] = (merged, count)

@@ -4,4 +4,5 @@ source "$(dirname "$0")/common.sh"
 
 tools/system_packages.sh demo
 tools/build_wheel.sh
+ensure_venv demo
 exec "$PYTHON" examples/generate.py "$@"

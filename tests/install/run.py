@@ -1,9 +1,10 @@
 """Uses the installed wheel as its three kinds of user do, from an empty directory.
 
 1. Every ```python block of README.md runs as a program of its own.
-2. A C++ project finds the package with find_package; it holds consumer.cpp and the README's ```cpp
-   block, which must print what the comment on its last line says.
-3. The library, the package and the CMake package agree on the version.
+2. The README's ```cmake and ```cpp blocks are a C++ project that finds the package with
+   find_package; it must print what the comment in it says.
+3. So is this directory, with consumer.cpp.
+4. The library, the package and the CMake package agree on the version.
 
 Run with the interpreter that has the wheel; cmake must be on the path.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
 
-# From the README's ```cpp block: `std::printf(...);  // prints TEXT`.
+# In the README's ```cpp block: `std::printf(...);  // prints TEXT`.
 PRINTS = re.compile(r"// prints (.+)$", re.MULTILINE)
 
 
@@ -49,20 +50,30 @@ def check_python_blocks(directory: Path) -> None:
     print(f"README: {len(sources)} python blocks ran")
 
 
-def check_cpp_consumer(directory: Path) -> None:
-    (example,) = blocks("cpp")
+def check_cpp_block(directory: Path) -> None:
+    """The project that the README shows, in files of the names that it uses."""
+    (project,), (example,) = blocks("cmake"), blocks("cpp")
     (expected,) = PRINTS.findall(example)
-    source = directory / "readme_example.cpp"
-    source.write_text(example)
-    package = run([sys.executable, "-m", "metal_sdpa", "--cmakedir"], directory).strip()
-    build = directory / "build"
-    settings = [f"-Dmetal_sdpa_ROOT={package}", f"-DREADME_EXAMPLE={source}"]
-    run(["cmake", "-G", "Ninja", "-S", HERE, "-B", build, *settings], directory)
-    run(["cmake", "--build", build], directory)
+    source = directory / "readme_project"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(project)
+    (source / "main.cpp").write_text(example)
+    printed = run([build_consumer(source, directory / "readme_build") / "engine"], directory)
+    assert printed.strip() == expected, f"README: the cpp block printed {printed!r}"
+    print(f"README: the cpp block printed {expected}")
+
+
+def check_consumer(directory: Path) -> None:
+    build = build_consumer(HERE, directory / "consumer_build")
     print(run([build / "consumer"], directory).strip())
-    printed = run([build / "readme_example"], directory).strip()
-    assert printed == expected, f"README: the cpp block printed {printed!r}, not {expected!r}"
-    print(f"README: the cpp block printed {printed!r}")
+
+
+def build_consumer(source: Path, build: Path) -> Path:
+    """Configures as the README says and builds; returns the build folder."""
+    package = run([sys.executable, "-m", "metal_sdpa", "--cmakedir"], build.parent).strip()
+    run(["cmake", "-S", source, "-B", build, f"-Dmetal_sdpa_ROOT={package}"], build.parent)
+    run(["cmake", "--build", build], build.parent)
+    return build
 
 
 def check_versions(directory: Path) -> None:
@@ -87,7 +98,8 @@ def main() -> None:
         directory = Path(name)
         check_versions(directory)
         check_python_blocks(directory)
-        check_cpp_consumer(directory)
+        check_cpp_block(directory)
+        check_consumer(directory)
 
 
 if __name__ == "__main__":
