@@ -1,0 +1,74 @@
+// A vector of f32 of the machine's own width, and what the kernels do with it. Included only by
+// *_kernel.cpp, which are compiled once for each instruction set: everything here stands in that
+// instruction set's namespace, and nothing of the standard library's templates is used, so that no
+// function compiled with wide instructions is ever linked into other code.
+//
+// Each instruction set's header defines, in that namespace:
+//   Vec, kLanes                     kLanes f32; operators + - * / work lane by lane
+//   kRowTile                        rows of a kRowTile x 2 vector tile that fill the registers
+//   splat(x)  load(p)  store(p, v)  any alignment; load and store also for F16 and BF16 elements,
+//                                   widened, and rounded to nearest even with NaN kept
+//   load_first(p, n)                lanes below n (0 to kLanes), 0 in the others; nothing else is
+//   read store_first(p, v, n) fma(a, b, c)                    a * b + c, fused where the machine
+//   can max(a, b)                       lane by lane a > b ? a : b, hence b where one of them is
+//   NaN round_to_integer(v)             ties to even; for |v| < 2^22 scale_exponent(v, n) v * 2^n
+//   for integral n in -126..127, in f32 lanes zero_below(x, limit, v)         v, but 0 where x <
+//   limit (v where x is NaN) reduce_add(v)  reduce_max(v)    over lanes, as a tree interleave(a, b,
+//   low, high)     a0 b0 a1 b1 ..., its first and its second half kHasPairDot whether there is a
+//   dot product of bf16 pairs:
+//     dot_pairs(acc, a, b)          acc + a.even * b.even + a.odd * b.odd, lanes hold two bf16
+//     round_pairs(a, b)             2 * kLanes bf16 in order, rounded to nearest even
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#include "cpu/fast/simd_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/fast/simd_avx2.h"
+#elif defined(__x86_64__)
+#include "cpu/fast/simd_sse2.h"
+#elif defined(__aarch64__)
+#include "cpu/fast/simd_neon.h"
+#endif
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+inline constexpr float kInfinity = __builtin_inff();
+
+/// 2^x for x <= 127 within 3 units in the last place, exact for x = 0; 0 for x < -126, NaN for NaN.
+inline Vec exp2(Vec x) {
+  // 2^f = 1 + f * p(f) for |f| <= 1/2; p was fitted for the least relative error, 1.6 * 2^-24.
+  const Vec bounded = max(splat(-127.0f), x);  // in this order a NaN stays
+  const Vec n = round_to_integer(bounded);
+  const Vec f = bounded - n;
+  Vec p = splat(0x1.5bba14p-10f);
+  p = fma(p, f, splat(0x1.3cea88p-7f));
+  p = fma(p, f, splat(0x1.c6b752p-5f));
+  p = fma(p, f, splat(0x1.ebf9bcp-3f));
+  p = fma(p, f, splat(0x1.62e42ap-1f));
+  p = fma(p, f, splat(1.0f));
+  return zero_below(x, splat(-126.0f), scale_exponent(p, max(splat(-126.0f), n)));
+}
+
+inline float exp2(float x) {
+  float lanes[kLanes];
+  store(lanes, exp2(splat(x)));
+  return lanes[0];
+}
+
+/// Rows become columns. Zipping the first half with the second, log2(kLanes) times over.
+inline void transpose(Vec (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    Vec next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      interleave(rows[i], rows[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA
