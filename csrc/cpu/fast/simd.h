@@ -4,20 +4,25 @@
 // function compiled with wide instructions is ever linked into other code.
 //
 // Each instruction set's header defines, in that namespace:
-//   Vec, kLanes                     kLanes f32; operators + - * / work lane by lane
-//   kRowTile                        rows of a kRowTile x 2 vector tile that fill the registers
-//   splat(x)  load(p)  store(p, v)  any alignment; load and store also for F16 and BF16 elements,
-//                                   widened, and rounded to nearest even with NaN kept
-//   load_first(p, n)                lanes below n (0 to kLanes), 0 in the others; nothing else is
-//   read store_first(p, v, n) fma(a, b, c)                    a * b + c, fused where the machine
-//   can max(a, b)                       lane by lane a > b ? a : b, hence b where one of them is
-//   NaN round_to_integer(v)             ties to even; for |v| < 2^22 scale_exponent(v, n) v * 2^n
-//   for integral n in -126..127, in f32 lanes zero_below(x, limit, v)         v, but 0 where x <
-//   limit (v where x is NaN) reduce_add(v)  reduce_max(v)    over lanes, as a tree interleave(a, b,
-//   low, high)     a0 b0 a1 b1 ..., its first and its second half kHasPairDot whether there is a
-//   dot product of bf16 pairs:
-//     dot_pairs(acc, a, b)          acc + a.even * b.even + a.odd * b.odd, lanes hold two bf16
-//     round_pairs(a, b)             2 * kLanes bf16 in order, rounded to nearest even
+//   Vec, kLanes                  kLanes f32; operators + - * / work lane by lane
+//   kRowTile                     rows of a tile, kRowTile x 2 vectors, that fills the registers
+//   splat(x)  load(p)            any alignment; 16-bit elements are widened
+//   store(p, v)                  16-bit elements round to nearest even, NaN is kept
+//   load_first(p, n)             lanes below n (0 to kLanes), 0 in the others; reads no more
+//   store_first(p, v, n)         writes no more
+//   fma(a, b, c)                 a * b + c, fused where the machine can
+//   max(a, b)                    lane by lane a > b ? a : b, hence b where one of them is NaN
+//   round_to_integer(v)          ties to even; for |v| < 2^22
+//   times_power_of_two(v, n)     v * 2^n for integral n in -127..127; 0 where n is -127
+//   zero_unless_finite(x, v)     v, but 0 where x is infinite or NaN
+//   reduce_add(v) reduce_max(v)  over lanes, as a tree
+//   interleave(a, b, lo, hi)     a0 b0 a1 b1 ..., its first and its second half
+//   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
+//     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
+//     round_pairs(a, b)          the 2 * kLanes values of a and b as bf16, to nearest even
+//     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
+//     load_pairs(p)              2 * kLanes consecutive bf16
+//     load_pairs_first(p, n)     as load_first, n from 0 to 2 * kLanes
 #pragma once
 
 #include <cstdint>
@@ -31,12 +36,15 @@
 #elif defined(__aarch64__)
 #include "cpu/fast/simd_neon.h"
 #endif
+#if !defined(METAL_SDPA_PAIR_DOT)
+#include "cpu/fast/simd_no_pairs.h"
+#endif
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 inline constexpr float kInfinity = __builtin_inff();
 
-/// 2^x for x <= 127 within 3 units in the last place, exact for x = 0; 0 for x < -126, NaN for NaN.
+/// 2^x for x <= 127 within 3 units in the last place, exact for x = 0; 0 for x < -126.5.
 inline Vec exp2(Vec x) {
   // 2^f = 1 + f * p(f) for |f| <= 1/2; p was fitted for the least relative error, 1.6 * 2^-24.
   const Vec bounded = max(splat(-127.0f), x);  // in this order a NaN stays
@@ -48,7 +56,7 @@ inline Vec exp2(Vec x) {
   p = fma(p, f, splat(0x1.ebf9bcp-3f));
   p = fma(p, f, splat(0x1.62e42ap-1f));
   p = fma(p, f, splat(1.0f));
-  return zero_below(x, splat(-126.0f), scale_exponent(p, max(splat(-126.0f), n)));
+  return times_power_of_two(p, n);
 }
 
 inline float exp2(float x) {

@@ -67,12 +67,14 @@ inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec round_to_integer(Vec v) {
   return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-inline Vec scale_exponent(Vec v, Vec n) {
+inline Vec times_power_of_two(Vec v, Vec n) {
+  // The exponent field of 2^n; 0, hence a factor of 0, for n = -127.
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return v * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
-inline Vec zero_below(Vec x, Vec limit, Vec v) {
-  return _mm256_and_ps(v, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ));
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  return _mm256_and_ps(v, _mm256_cmp_ps(difference, difference, _CMP_ORD_Q));
 }
 
 inline float reduce_add(Vec v) {
@@ -92,7 +94,5 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = _mm256_permute2f128_ps(even, odd, 0x20);
   high = _mm256_permute2f128_ps(even, odd, 0x31);
 }
-
-inline constexpr bool kHasPairDot = false;
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

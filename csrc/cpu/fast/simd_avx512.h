@@ -58,9 +58,13 @@ inline void store_first(T* p, Vec v, int n) {
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec round_to_integer(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT); }
-inline Vec scale_exponent(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
-inline Vec zero_below(Vec x, Vec limit, Vec v) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+inline Vec times_power_of_two(Vec v, Vec n) {
+  const __mmask16 is_normal = _mm512_cmp_ps_mask(n, splat(-127.0f), _CMP_NEQ_UQ);
+  return _mm512_maskz_scalef_ps(is_normal, v, n);
+}
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(difference, difference, _CMP_ORD_Q), v);
 }
 
 inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
@@ -73,13 +77,21 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 }
 
 #if defined(__AVX512BF16__)
+#define METAL_SDPA_PAIR_DOT
 inline constexpr bool kHasPairDot = true;
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 inline Vec round_pairs(Vec a, Vec b) { return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(b, a)); }
-#else
-inline constexpr bool kHasPairDot = false;
+inline Vec join_pairs(Vec even, Vec odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+}
+inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+inline Vec load_pairs_first(const BF16* p, int n) {
+  const auto first = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, p));
+}
 #endif
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

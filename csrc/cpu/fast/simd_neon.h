@@ -54,12 +54,15 @@ inline void store_first(T* p, Vec v, int n) {
 inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 inline Vec max(Vec a, Vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 inline Vec round_to_integer(Vec v) { return vrndnq_f32(v); }
-inline Vec scale_exponent(Vec v, Vec n) {
+inline Vec times_power_of_two(Vec v, Vec n) {
+  // The exponent field of 2^n; 0, hence a factor of 0, for n = -127.
   const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
   return vmulq_f32(v, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
-inline Vec zero_below(Vec x, Vec limit, Vec v) {
-  return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit)));
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  const uint32x4_t finite = vceqq_f32(difference, difference);
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), finite));
 }
 
 inline float reduce_add(Vec v) { return vaddvq_f32(v); }
@@ -71,6 +74,7 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 }
 
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define METAL_SDPA_PAIR_DOT
 inline constexpr bool kHasPairDot = true;
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return vbfdotq_f32(acc, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
@@ -78,8 +82,16 @@ inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
 inline Vec round_pairs(Vec a, Vec b) {
   return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a), b));
 }
-#else
-inline constexpr bool kHasPairDot = false;
+inline Vec join_pairs(Vec even, Vec odd) {
+  return vreinterpretq_f32_u32(
+      vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
+}
+inline Vec load_pairs(const BF16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
+inline Vec load_pairs_first(const BF16* p, int n) {
+  BF16 pairs[2 * kLanes] = {};
+  copy_elements(p, pairs, n);
+  return load_pairs(pairs);
+}
 #endif
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

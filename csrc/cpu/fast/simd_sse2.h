@@ -91,11 +91,15 @@ inline void store_first(T* p, Vec v, int n) {
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec max(Vec a, Vec b) { return _mm_max_ps(a, b); }
 inline Vec round_to_integer(Vec v) { return _mm_cvtepi32_ps(_mm_cvtps_epi32(v)); }
-inline Vec scale_exponent(Vec v, Vec n) {
+inline Vec times_power_of_two(Vec v, Vec n) {
+  // The exponent field of 2^n; 0, hence a factor of 0, for n = -127.
   const __m128i exponent = _mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127));
   return v * _mm_castsi128_ps(_mm_slli_epi32(exponent, 23));
 }
-inline Vec zero_below(Vec x, Vec limit, Vec v) { return _mm_and_ps(v, _mm_cmpnlt_ps(x, limit)); }
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  return _mm_and_ps(v, _mm_cmpord_ps(difference, difference));
+}
 
 inline float reduce_add(Vec v) {
   const Vec half = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -110,7 +114,5 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = _mm_unpacklo_ps(a, b);
   high = _mm_unpackhi_ps(a, b);
 }
-
-inline constexpr bool kHasPairDot = false;
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA
