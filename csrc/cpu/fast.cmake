@@ -1,0 +1,46 @@
+# The fast kernel families. Every *_kernel.cpp here is compiled once for each instruction set, into a
+# namespace of that name; what chooses among them is compiled with the flags of everything else.
+
+set(_fast "${CMAKE_CURRENT_LIST_DIR}/fast")
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(_fast_tables kernel_tables_x86.cpp)
+  set(_fast_isas baseline avx2 avx512 avx512_bf16)
+  set(_fast_flags_baseline "")
+  set(_fast_flags_avx2 -mavx2 -mfma -mf16c)
+  set(_fast_flags_avx512 ${_fast_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
+                         -mprefer-vector-width=512)
+  set(_fast_flags_avx512_bf16 ${_fast_flags_avx512} -mavx512bf16)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(_fast_tables kernel_tables_arm.cpp)
+  set(_fast_isas neon neon_bf16)
+  set(_fast_flags_neon "")
+  set(_fast_flags_neon_bf16 -march=armv8.2-a+bf16)
+else()
+  return()  # no_fast.cpp stays
+endif()
+
+# no_fast.cpp stands in for fast/ where the processor is none of these.
+get_target_property(_sources metal_sdpa SOURCES)
+list(FILTER _sources EXCLUDE REGEX "/no_fast\\.cpp$")
+set_property(TARGET metal_sdpa PROPERTY SOURCES ${_sources})
+
+file(GLOB _fast_sources CONFIGURE_DEPENDS "${_fast}/*.cpp")
+list(FILTER _fast_sources EXCLUDE REGEX "_kernel\\.cpp$|/kernel_tables_[^/]*$")
+target_sources(metal_sdpa PRIVATE ${_fast_sources} "${_fast}/${_fast_tables}")
+
+file(GLOB _fast_kernels CONFIGURE_DEPENDS "${_fast}/*_kernel.cpp")
+foreach(isa IN LISTS _fast_isas)
+  set(_target metal_sdpa_${isa})
+  add_library(${_target} OBJECT ${_fast_kernels})
+  metal_sdpa_compile_options(${_target})
+  target_compile_options(${_target} PRIVATE ${_fast_flags_${isa}})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # False inside g++ 12's own AVX-512 intrinsics, which start from an undefined register.
+    target_compile_options(${_target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized)
+  endif()
+  target_compile_definitions(${_target} PRIVATE METAL_SDPA_ISA=${isa})
+  target_include_directories(${_target} PRIVATE
+    "${PROJECT_SOURCE_DIR}/csrc/include" "${PROJECT_SOURCE_DIR}/csrc" "${PROJECT_SOURCE_DIR}")
+  target_sources(metal_sdpa PRIVATE $<TARGET_OBJECTS:${_target}>)
+endforeach()

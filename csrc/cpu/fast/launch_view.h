@@ -1,0 +1,78 @@
+// A launch's arguments and tensors, as the kernels read them. In each instruction set's namespace
+// for the reason that simd.h gives: the inline members of NativeLaunch are not called here.
+#pragma once
+
+#include "metal_sdpa/native_kernel.h"
+#include "shaders/sdpa_args.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+template <typename T>
+inline T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+inline T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+inline const SdpaArgs& args_of(const NativeLaunch& launch) {
+  return *static_cast<const SdpaArgs*>(launch.bindings[SDPA_BUFFER_ARGS].data);
+}
+
+inline SdpaSequence sequence_of(const NativeLaunch& launch, sdpa_i64 b) {
+  const void* sequences = launch.bindings[SDPA_BUFFER_SEQUENCES].data;
+  if (sequences != nullptr) return static_cast<const SdpaSequence*>(sequences)[b];
+  return {args_of(launch).q_start, args_of(launch).kv_len};
+}
+
+/// Keys that query row i sees: the first `count` of them.
+inline sdpa_i64 visible_keys(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
+  if (args.causal == 0) return sequence.kv_len;
+  return larger<sdpa_i64>(smaller<sdpa_i64>(sequence.q_start + i + 1, sequence.kv_len), 0);
+}
+
+/// Rows of one (batch, head) of a tensor: row i starts at data + i * stride.
+template <typename T>
+struct Rows {
+  T* data;
+  sdpa_i64 stride;
+
+  T* operator[](sdpa_i64 i) const { return data + i * stride; }
+};
+
+template <typename T>
+inline Rows<T> rows_of(const BoundMemory& memory, sdpa_i64 offset, const SdpaStrides& stride,
+                       sdpa_i64 b, sdpa_i64 h) {
+  return {static_cast<T*>(memory.data) + offset + b * stride.batch + h * stride.head, stride.row};
+}
+
+template <typename T>
+inline Rows<const T> query_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+  const SdpaArgs& args = args_of(launch);
+  return rows_of<const T>(launch.bindings[SDPA_BUFFER_Q], args.q_offset, args.q_stride, b, h);
+}
+template <typename T>
+inline Rows<const T> key_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
+  const SdpaArgs& args = args_of(launch);
+  return rows_of<const T>(launch.bindings[SDPA_BUFFER_K], args.k_offset, args.k_stride, b, kv_h);
+}
+template <typename T>
+inline Rows<const T> value_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
+  const SdpaArgs& args = args_of(launch);
+  return rows_of<const T>(launch.bindings[SDPA_BUFFER_V], args.v_offset, args.v_stride, b, kv_h);
+}
+template <typename T>
+inline Rows<T> output_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+  const SdpaArgs& args = args_of(launch);
+  return rows_of<T>(launch.bindings[SDPA_BUFFER_OUT], args.out_offset, args.out_stride, b, h);
+}
+
+/// The log-sum-exps of one (batch, head), [L]; nullptr where they are not asked for.
+inline float* lse_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+  float* lse = static_cast<float*>(launch.bindings[SDPA_BUFFER_LSE].data);
+  const SdpaArgs& args = args_of(launch);
+  return lse == nullptr ? nullptr : lse + (b * args.n_heads + h) * args.seq_len;
+}
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

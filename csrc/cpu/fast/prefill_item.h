@@ -1,0 +1,198 @@
+// One work item of sdpa_prefill: its memory and its way through the keys.
+#pragma once
+
+#include "cpu/fast/prefill_softmax.h"
+#include "cpu/fast/prefill_totals.h"
+#include "cpu/fast/sdpa_prefill.h"
+#include "cpu/fast/support.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+template <typename T>
+class PrefillItem {
+ public:
+  PrefillItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, sdpa_i64 row_begin, int n_rows)
+      : launch_(launch),
+        args_(args_of(launch)),
+        sequence_(sequence_of(launch, b)),
+        b_(b),
+        kv_h_(kv_h),
+        row_begin_(row_begin),
+        n_rows_(n_rows),
+        group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
+        n_tiles_((n_rows + kRowTile - 1) / kRowTile),
+        depth_(slots_for<T>(static_cast<int>(args_.head_dim))),
+        out_vecs_((static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes),
+        block_len_(static_cast<int>(args_.span_len) / kPrefillSpanBlocks),
+        n_keys_(visible(n_rows - 1)),
+        has_totals_(n_keys_ > args_.span_len) {
+    place_memory();
+  }
+
+  /// False when asked to stop, with nothing written.
+  bool run(StopToken& stop) {
+    pack_queries();
+    if (has_totals_) reset_totals();
+    for (sdpa_i64 span = 0; span < n_keys_ || span == 0; span += args_.span_len) {
+      reset_span();
+      const sdpa_i64 end = smaller<sdpa_i64>(span + args_.span_len, n_keys_);
+      for (sdpa_i64 begin = span; begin < end; begin += block_len_) {
+        if (stop.stop_requested()) return false;
+        attend_block(begin, static_cast<int>(smaller<sdpa_i64>(block_len_, end - begin)));
+      }
+      if (has_totals_) merge_span(span);
+    }
+    write_rows();
+    return true;
+  }
+
+ private:
+  /// Rows of the item from tile_begin(t) on are tile t: as even as can be.
+  int tile_begin(int tile) const { return tile * n_rows_ / n_tiles_; }
+  int out_step() const { return out_vecs_ * kLanes; }
+
+  sdpa_i64 query_of(int row) const { return (row_begin_ + row) / group_; }
+  sdpa_i64 head_of(int row) const { return kv_h_ * group_ + (row_begin_ + row) % group_; }
+  sdpa_i64 visible(int row) const { return visible_keys(args_, sequence_, query_of(row)); }
+
+  void place_memory() {
+    const int n_panels = (out_vecs_ + 1) / 2;
+    panel_depth_ = (block_len_ + kPerSlot<T> - 1) / kPerSlot<T>;
+    const sdpa_i64 q_slots = sdpa_i64{n_rows_} * depth_ + kLanes;
+    const sdpa_i64 k_slots = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel * kPanel);
+    const sdpa_i64 v_slots = sdpa_i64{n_panels} * kPanel * panel_depth_;
+    const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
+    const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
+    const sdpa_i64 total_slots = has_totals_ ? RowTotal::slots(out_step()) * n_rows_ : 0;
+    const sdpa_i64 sizes[] = {q_slots,     k_slots,   v_slots,    kRowTile * kMaxBlock,
+                              state_slots, out_slots, total_slots};
+    float** const places[] = {&q_, &k_, &v_, &scores_, &states_, &numerators_, &totals_};
+    constexpr sdpa_i64 kLine = 16;  // slots
+    sdpa_i64 total = 0;
+    for (const sdpa_i64 size : sizes) total += (size + kLine - 1) / kLine * kLine;
+    float* next = static_cast<float*>(thread_scratch(static_cast<std::size_t>(total) * 4));
+    for (int i = 0; i < 7; ++i) {
+      *places[i] = next;
+      next += (sizes[i] + kLine - 1) / kLine * kLine;
+    }
+  }
+
+  TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
+
+  void pack_queries() {
+    for (int tile = 0; tile < n_tiles_; ++tile) {
+      const int begin = tile_begin(tile);
+      const int n = tile_begin(tile + 1) - begin;
+      const T* rows[kRowTile];
+      for (int r = 0; r < n; ++r) {
+        rows[r] = query_rows<T>(launch_, b_, head_of(begin + r))[query_of(begin + r)];
+      }
+      pack_transposed(rows, n, static_cast<int>(args_.head_dim), q_ + begin * depth_, n);
+    }
+  }
+
+  void reset_span() {
+    for (int tile = 0; tile < n_tiles_; ++tile) states(tile).reset();
+    for (int i = 0; i < n_rows_ * out_step(); i += kLanes) store(numerators_ + i, splat(0.0f));
+  }
+
+  /// Keys begin..begin+n_keys, for all rows that see any of them.
+  void attend_block(sdpa_i64 begin, int n_keys) {
+    pack_keys<T>(key_rows<T>(launch_, b_, kv_h_), begin, n_keys, static_cast<int>(args_.head_dim),
+                 k_);
+    pack_values<T>(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
+                   static_cast<int>(args_.value_dim), panel_depth_, v_);
+    for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
+  }
+
+  void attend_tile(int tile, sdpa_i64 begin, int block_keys) {
+    constexpr float kLog2E = 1.44269504088896341f;
+    constexpr int kChain = sizeof(T) == sizeof(float) ? kValueChainF32 : kMaxBlock;
+    const int first = tile_begin(tile);
+    const int n = tile_begin(tile + 1) - first;
+    int seen[kRowTile];
+    for (int r = 0; r < n; ++r) {
+      const sdpa_i64 keys = larger<sdpa_i64>(visible(first + r) - begin, 0);
+      seen[r] = static_cast<int>(smaller<sdpa_i64>(keys, block_keys));
+    }
+    const int n_keys = seen[n - 1];  // later rows see no fewer
+    if (n_keys == 0) return;
+    const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
+    float factors[kTileStates];
+    products.score(q_ + first * depth_, k_, depth_, n_keys, args_.scale * kLog2E, scores_);
+    softmax_tile<T>(scores_, seen, n, n_keys, states(tile), factors);
+    products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kChain, factors,
+                        numerators_ + sdpa_i64{first} * out_step(), out_vecs_);
+  }
+
+  RowTotal total(int row) { return {totals_ + row * RowTotal::slots(out_step()), out_step()}; }
+
+  void reset_totals() {
+    for (int r = 0; r < n_rows_; ++r) total(r).reset();
+  }
+
+  RowState state_of(int tile, int r) {
+    const TileStates& tile_states = states(tile);
+    return {tile_states.maximum[r], tile_states.sum[r],
+            kPairs<T> ? tile_states.weight_sum[r] : tile_states.sum[r],
+            numerators_ + sdpa_i64{tile_begin(tile) + r} * out_step()};
+  }
+
+  /// Into the totals of the rows that see any key of the span; others must not even add a zero.
+  void merge_span(sdpa_i64 span) {
+    for (int tile = 0; tile < n_tiles_; ++tile) {
+      const int begin = tile_begin(tile);
+      for (int row = begin; row < tile_begin(tile + 1); ++row) {
+        if (visible(row) > span) total(row).merge(state_of(tile, row - begin));
+      }
+    }
+  }
+
+  void write_rows() {
+    for (int tile = 0; tile < n_tiles_; ++tile) {
+      const int begin = tile_begin(tile);
+      for (int row = begin; row < tile_begin(tile + 1); ++row) {
+        write_row(row, has_totals_ ? total(row).state() : state_of(tile, row - begin));
+      }
+    }
+  }
+
+  /// A row without any weight (no visible key) is 0, its log-sum-exp -inf.
+  void write_row(int row, const RowState& state) {
+    const int value_dim = static_cast<int>(args_.value_dim);
+    T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
+    const Vec inverse = splat(state.weight_sum == 0 ? 0.0f : 1.0f / state.weight_sum);
+    int d = 0;
+    for (; d + kLanes <= value_dim; d += kLanes)
+      store(out + d, load(state.numerators + d) * inverse);
+    if (d < value_dim) store_first(out + d, load(state.numerators + d) * inverse, value_dim - d);
+    float* lse = lse_rows(launch_, b_, head_of(row));
+    if (lse != nullptr) lse[query_of(row)] = log_sum_exp(state.maximum, state.sum);
+  }
+
+  const NativeLaunch& launch_;
+  const SdpaArgs& args_;
+  const SdpaSequence sequence_;
+  const sdpa_i64 b_;
+  const sdpa_i64 kv_h_;
+  const sdpa_i64 row_begin_;  ///< among the L * group rows of the KV head
+  const int n_rows_;
+  const int group_;
+  const int n_tiles_;
+  const int depth_;     ///< slots of a row of q or k
+  const int out_vecs_;  ///< vectors of a row of numerators
+  const int block_len_;
+  const sdpa_i64 n_keys_;  ///< that any row sees
+  const bool has_totals_;  ///< more than one span
+  int panel_depth_ = 0;
+
+  float* q_ = nullptr;           ///< [tile][depth][rows of the tile]
+  float* k_ = nullptr;           ///< [panel][depth][kPanel]
+  float* v_ = nullptr;           ///< [panel][panel_depth][kPanel]
+  float* scores_ = nullptr;      ///< [kRowTile][kMaxBlock], then weights
+  float* states_ = nullptr;      ///< TileStates [n_tiles]
+  float* numerators_ = nullptr;  ///< [n_rows][out_step]
+  float* totals_ = nullptr;      ///< RowTotal [n_rows]
+};
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,0 +1,95 @@
+// From scores to weights: the online softmax of one tile of rows and one block of keys.
+#pragma once
+
+#include "cpu/fast/prefill_tile.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+/// Rows of a tile, rounded up to whole vectors.
+inline constexpr int kTileStates = (kRowTile + kLanes - 1) / kLanes * kLanes;
+
+/// The states of a tile's rows: maxima in log2 units, sums in units of 2^maximum. Where weights are
+/// rounded, `weight_sum` adds the rounded ones, which the output is divided by, and `sum` the exact
+/// ones, which the log-sum-exp is made of.
+struct TileStates {
+  float maximum[kTileStates];
+  float sum[kTileStates];
+  float weight_sum[kTileStates];
+
+  void reset() {
+    for (int r = 0; r < kTileStates; ++r) {
+      maximum[r] = -kInfinity;
+      sum[r] = 0;
+      weight_sum[r] = 0;
+    }
+  }
+};
+
+/// Hides keys visible..computed of one row of scores; returns the maximum of the others.
+inline float mask_and_maximum(float* scores, int visible, int computed) {
+  for (int j = visible; j % kLanes != 0; ++j) scores[j] = -kInfinity;
+  Vec maximum = splat(-kInfinity);
+  const int n_vecs = (visible + kLanes - 1) / kLanes;
+  for (int j = 0; j < n_vecs; ++j) maximum = max(load(scores + j * kLanes), maximum);
+  for (int j = n_vecs * kLanes; j < computed; j += kLanes) store(scores + j, splat(-kInfinity));
+  return reduce_max(maximum);
+}
+
+/// Scores of `n_keys` keys, a whole number of panels, become weights 2^(score - reference), in
+/// slots at the same place. Adds them to the sums.
+template <typename T>
+inline void exponentiate(float* scores, float reference, int n_keys, float& sum,
+                         float& weight_sum) {
+  const Vec offset = splat(reference);
+  Vec sums[2] = {splat(0.0f), splat(0.0f)};
+  Vec rounded_sum = splat(0.0f);
+  for (int j = 0; j < n_keys; j += kPanel) {
+    const Vec low = exp2(load(scores + j) - offset);
+    const Vec high = exp2(load(scores + j + kLanes) - offset);
+    sums[0] = sums[0] + low;
+    sums[1] = sums[1] + high;
+    if constexpr (kPairs<T>) {
+      const Vec pairs = round_pairs(low, high);
+      const Vec ones = round_pairs(splat(1.0f), splat(1.0f));
+      rounded_sum = dot_pairs(rounded_sum, pairs, ones);
+      store(scores + j / 2, pairs);
+    } else {
+      store(scores + j, low);
+      store(scores + j + kLanes, high);
+    }
+  }
+  sum += reduce_add(sums[0] + sums[1]);
+  weight_sum += kPairs<T> ? reduce_add(rounded_sum) : 0;
+}
+
+/// Turns a tile's scores into weights and moves its states on. visible[r] keys of the block are
+/// seen by row r; `n_keys` is the most of them. `factors` brings earlier numerators to the new
+/// maxima.
+template <typename T>
+inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
+                         TileStates& states, float* factors) {
+  const int computed = (n_keys + kPanel - 1) / kPanel * kPanel;
+  float references[kTileStates];
+  float maxima[kTileStates];
+  for (int r = 0; r < kTileStates; ++r) maxima[r] = states.maximum[r];
+  for (int r = 0; r < n_rows; ++r) {
+    const float maximum = mask_and_maximum(scores + r * kMaxBlock, visible[r], computed);
+    if (maximum > maxima[r]) maxima[r] = maximum;
+  }
+  for (int r = 0; r < kTileStates; r += kLanes) {
+    // Never subtract -inf: a row that has seen nothing keeps weights of 0.
+    const Vec reference = max(load(maxima + r), splat(-0x1.fffffep127f));
+    const Vec factor = exp2(load(states.maximum + r) - reference);
+    store(references + r, reference);
+    store(factors + r, factor);
+    store(states.maximum + r, load(maxima + r));
+    store(states.sum + r, load(states.sum + r) * factor);
+    store(states.weight_sum + r, load(states.weight_sum + r) * factor);
+  }
+  for (int r = 0; r < n_rows; ++r) {
+    exponentiate<T>(scores + r * kMaxBlock, references[r], computed, states.sum[r],
+                    states.weight_sum[r]);
+  }
+}
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,0 +1,42 @@
+// The plan of sdpa_prefill: one step, one work item for some rows of each KV head.
+#include <algorithm>
+
+#include "core/plan_args.h"
+#include "cpu/fast/families.h"
+#include "cpu/fast/sdpa_prefill.h"
+
+namespace metal_sdpa::cpu {
+namespace {
+
+/// Rows of an item: all items of a KV head about the same.
+std::int64_t item_rows(const SdpaProblem& problem) {
+  const std::int64_t rows = rows_per_kv_head(problem);
+  const std::int64_t most =
+      prefill_item_rows(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
+  const std::int64_t n_items = (rows + most - 1) / most;
+  return (rows + n_items - 1) / n_items;
+}
+
+}  // namespace
+
+bool plan_prefill(const SdpaProblem& problem, Isa isa, Plan& plan) {
+  const int span_len = kPrefillSpanBlocks * prefill_block_len(static_cast<int>(problem.head_dim),
+                                                              static_cast<int>(problem.value_dim));
+  const std::int64_t rows = item_rows(problem);
+  SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
+  args.group_split = static_cast<std::uint32_t>(rows);
+  PlanStep step;
+  step.kernel = fast_kernel_name(Family::prefill, problem.dtype, isa);
+  step.threadgroups = {static_cast<std::uint32_t>(problem.n_kv_heads),
+                       static_cast<std::uint32_t>(problem.batch),
+                       static_cast<std::uint32_t>((rows_per_kv_head(problem) + rows - 1) / rows)};
+  bind_sdpa_operands(problem, step);
+  bind_sdpa_args(problem, args, step);
+  step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
+               static_cast<double>(problem.head_dim + problem.value_dim);
+  plan.span_len = span_len;
+  plan.steps.push_back(std::move(step));
+  return true;
+}
+
+}  // namespace metal_sdpa::cpu

@@ -1,0 +1,97 @@
+// simd.h for AVX-512 F, BW, DQ, VL, and AVX512_BF16 where it is compiled in.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/fast/elements.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+using Vec = __m512;
+inline constexpr int kLanes = 16;
+inline constexpr int kRowTile = 12;  // 24 sums, 2 columns and a factor, of 32 registers
+
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec splat(float x) { return _mm512_set1_ps(x); }
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vec load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline void store_first(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+
+inline Vec widen(const F16*, __m256i bits) { return _mm512_cvtph_ps(bits); }
+inline Vec widen(const BF16*, __m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline __m256i narrow(const F16*, Vec v) {
+  return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m256i narrow(const BF16*, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i upper = _mm512_srli_epi32(bits, 16);
+  const __m512i tie_to_even = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), tie_to_even);
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __m512i quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+}
+
+template <typename T>
+inline Vec load(const T* p) {
+  return widen(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <typename T>
+inline Vec load_first(const T* p, int n) {
+  return widen(p, _mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+template <typename T>
+inline void store(T* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(p, v));
+}
+template <typename T>
+inline void store_first(T* p, Vec v, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(p, v));
+}
+
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec round_to_integer(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT); }
+inline Vec times_power_of_two(Vec v, Vec n) {
+  const __mmask16 is_normal = _mm512_cmp_ps_mask(n, splat(-127.0f), _CMP_NEQ_UQ);
+  return _mm512_maskz_scalef_ps(is_normal, v, n);
+}
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(difference, difference, _CMP_ORD_Q), v);
+}
+
+inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
+inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
+
+inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low = _mm512_permutex2var_ps(a, first, b);
+  high = _mm512_permutex2var_ps(a, _mm512_add_epi32(first, _mm512_set1_epi32(8)), b);
+}
+
+#if defined(__AVX512BF16__)
+#define METAL_SDPA_PAIR_DOT
+inline constexpr bool kHasPairDot = true;
+inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+inline Vec round_pairs(Vec a, Vec b) { return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(b, a)); }
+inline Vec join_pairs(Vec even, Vec odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+}
+inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+inline Vec load_pairs_first(const BF16* p, int n) {
+  const auto first = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, p));
+}
+#endif
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

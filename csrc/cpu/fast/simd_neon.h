@@ -1,0 +1,97 @@
+// simd.h for Armv8-A Advanced SIMD, and FEAT_BF16 where it is compiled in.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "cpu/fast/elements.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+using Vec = float32x4_t;
+inline constexpr int kLanes = 4;
+inline constexpr int kRowTile = 12;  // 24 sums, 2 columns and a factor, of 32 registers
+
+inline Vec splat(float x) { return vdupq_n_f32(x); }
+
+inline Vec load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, Vec v) { vst1q_f32(p, v); }
+
+inline Vec widen(const F16*, uint16x4_t bits) { return vcvt_f32_f16(vreinterpret_f16_u16(bits)); }
+inline Vec widen(const BF16*, uint16x4_t bits) {
+  return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+}
+inline uint16x4_t narrow(const F16*, Vec v) { return vreinterpret_u16_f16(vcvt_f16_f32(v)); }
+inline uint16x4_t narrow(const BF16*, Vec v) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(v);
+  const uint32x4_t upper = vshrq_n_u32(bits, 16);
+  const uint32x4_t bias = vaddq_u32(vdupq_n_u32(0x7fff), vandq_u32(upper, vdupq_n_u32(1)));
+  const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(bits, bias), 16);
+  const uint32x4_t quiet = vorrq_u32(upper, vdupq_n_u32(0x40));
+  return vmovn_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet));
+}
+
+template <typename T>
+inline Vec load(const T* p) {
+  return widen(p, vld1_u16(&p->bits));
+}
+template <typename T>
+inline void store(T* p, Vec v) {
+  vst1_u16(&p->bits, narrow(p, v));
+}
+template <typename T>
+inline Vec load_first(const T* p, int n) {
+  T lanes[kLanes] = {};
+  copy_elements(p, lanes, n);
+  return load(lanes);
+}
+template <typename T>
+inline void store_first(T* p, Vec v, int n) {
+  T lanes[kLanes];
+  store(lanes, v);
+  copy_elements(lanes, p, n);
+}
+
+inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+inline Vec max(Vec a, Vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline Vec round_to_integer(Vec v) { return vrndnq_f32(v); }
+inline Vec times_power_of_two(Vec v, Vec n) {
+  // The exponent field of 2^n; 0, hence a factor of 0, for n = -127.
+  const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+  return vmulq_f32(v, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+}
+inline Vec zero_unless_finite(Vec x, Vec v) {
+  const Vec difference = x - x;
+  const uint32x4_t finite = vceqq_f32(difference, difference);
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), finite));
+}
+
+inline float reduce_add(Vec v) { return vaddvq_f32(v); }
+inline float reduce_max(Vec v) { return vmaxvq_f32(v); }
+
+inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+  low = vzip1q_f32(a, b);
+  high = vzip2q_f32(a, b);
+}
+
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define METAL_SDPA_PAIR_DOT
+inline constexpr bool kHasPairDot = true;
+inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
+  return vbfdotq_f32(acc, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
+}
+inline Vec round_pairs(Vec a, Vec b) {
+  return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a), b));
+}
+inline Vec join_pairs(Vec even, Vec odd) {
+  return vreinterpretq_f32_u32(
+      vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
+}
+inline Vec load_pairs(const BF16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
+inline Vec load_pairs_first(const BF16* p, int n) {
+  BF16 pairs[2 * kLanes] = {};
+  copy_elements(p, pairs, n);
+  return load_pairs(pairs);
+}
+#endif
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

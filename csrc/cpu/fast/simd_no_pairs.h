@@ -1,0 +1,14 @@
+// The bf16 pair operations of simd.h where the machine has none: declared, so that code that tests
+// kHasPairDot compiles, and never called.
+#pragma once
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+inline constexpr bool kHasPairDot = false;
+Vec dot_pairs(Vec acc, Vec a, Vec b);
+Vec round_pairs(Vec a, Vec b);
+Vec join_pairs(Vec even, Vec odd);
+Vec load_pairs(const BF16* p);
+Vec load_pairs_first(const BF16* p, int n);
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA
