@@ -1,0 +1,144 @@
+"""Concurrent calls: no deadlock, the right bits, the GIL released while computing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import metal_sdpa
+import numpy as np
+import pytest
+from metal_sdpa import Device, SdpaParams
+
+from arrays import same_bits
+from engine import Attention
+from problems import Limits, random_problem
+from targets import Target
+
+
+def test_many_threads_get_the_bits_of_one(target: Target) -> None:
+    limits = Limits(128, 300, 200_000, 60_000) if target.kind == "cpu" else target.limits
+    problems = [random_problem(5, index, limits) for index in range(24)]
+    devices = [target.device(threads=n) for n in (1, 2, 3)]
+
+    def run(n: int) -> np.ndarray:
+        problem = problems[n % len(problems)]
+        return metal_sdpa.sdpa(
+            *problem.arrays(), **problem.arguments(), device=devices[n % len(devices)]
+        )
+
+    want = [run(n) for n in range(len(problems))]
+    repeats = 10 if target.kind == "cpu" else 2
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(run, range(len(problems) * repeats), timeout=120))
+    for n, result in enumerate(results):
+        assert same_bits(result, want[n % len(problems)]), problems[n % len(problems)]
+
+
+def test_sdpa_asynchronous_work_and_synchronize_at_once(target: Target) -> None:
+    device = target.device()
+    params = SdpaParams(4, 2, 32, 9, 40, 0.2, 0, True)
+    want = Attention.of(device, params).direct(params)
+    repeats = 30 if target.kind == "cpu" else 4
+
+    def asynchronous() -> None:
+        attention = Attention.of(device, params)
+        for _ in range(repeats):
+            attention.poison_output()
+            encoder = device.command_encoder()
+            attention.encode(encoder)
+            encoder.commit()
+            encoder.wait_until_completed()
+            assert np.array_equal(attention.result(), want)
+
+    def synchronous() -> None:
+        attention = Attention.of(device, params)
+        for _ in range(repeats):
+            out = metal_sdpa.sdpa(
+                attention.q.numpy(),
+                attention.k.numpy(),
+                attention.v.numpy(),
+                causal=True,
+                scale=0.2,
+                device=device,
+            )
+            assert np.array_equal(out.view(np.uint32), want)
+
+    def synchronizing() -> None:
+        for _ in range(repeats):
+            device.synchronize()
+
+    def replaying() -> None:
+        attention = Attention.of(device, params)
+        recorder = device.command_encoder()
+        recorder.begin_capture()
+        attention.encode(recorder)
+        graph = recorder.end_capture()
+        for _ in range(repeats):
+            encoder = device.command_encoder()
+            graph.replay(encoder)
+            encoder.commit_and_wait()
+            assert np.array_equal(attention.result(), want)
+
+    with ThreadPoolExecutor(8) as pool:
+        work = [asynchronous, synchronous, synchronizing, replaying] * 2
+        for future in [pool.submit(job) for job in work]:
+            future.result(timeout=120)
+
+
+def test_one_graph_replayed_from_many_threads(target: Target) -> None:
+    device = target.device()
+    params = SdpaParams(4, 2, 32, 1, 40, 0.2, 0, True)
+    attention = Attention.of(device, params)
+    want = attention.direct(params)
+    recorder = device.command_encoder()
+    recorder.begin_capture()
+    attention.encode(recorder)
+    graph = recorder.end_capture()
+
+    def replay(_: int) -> None:
+        encoder = device.command_encoder()
+        graph.replay(encoder)
+        encoder.commit()
+        encoder.wait_until_completed()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(replay, range(60 if target.kind == "cpu" else 6), timeout=120))
+    assert np.array_equal(attention.result(), want)
+
+
+def test_python_runs_while_attention_computes() -> None:
+    """The GIL is released: another thread makes progress during one long call."""
+    q = np.random.default_rng(0).standard_normal((1, 8, 1024, 64), np.float32)
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    began = time.perf_counter()
+    for _ in range(200):
+        metal_sdpa.sdpa(q, q, q, device=Device("cpu", threads=1))
+        if time.perf_counter() - began > 0.5:
+            break
+    ended = time.perf_counter()
+    stop.set()
+    ticker.join()
+    during = [t for t in ticks if began < t < ended]
+    assert len(during) > 20 * (ended - began), f"{len(during)} ticks in {ended - began:.2f} s"
+
+
+@pytest.mark.parametrize("count", [0, -1, 1025, 2**40, "two", 1.5, None])
+def test_bad_thread_counts(count: object) -> None:
+    before = metal_sdpa.get_num_threads()
+    with pytest.raises(metal_sdpa.Error, match="set_num_threads: n_threads"):
+        metal_sdpa.set_num_threads(count)
+    if count not in (None, 0):
+        with pytest.raises(metal_sdpa.Error, match="Device: threads"):
+            Device("cpu", threads=count)
+    assert metal_sdpa.get_num_threads() == before
