@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import metal_sdpa
-from engine import Engine, Phase
 from float64_check import Accuracy
 from host_dtypes import STORAGE
+from inference import Engine, Phase
 from model import Transformer, load_model
 from sampling import Sampler
 from tokenizer import FILE_START, Tokenizer
