@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,8 @@ from model import ModelConfig, Transformer, load_model  # noqa: E402
 from sampling import Sampler  # noqa: E402
 from tokenizer import Tokenizer, train_merges  # noqa: E402
 
-DEVICES = os.environ.get("METAL_SDPA_TEST_DEVICES", "cpu").replace(",", " ").split()
+from targets import device_kinds  # noqa: E402
+
 DTYPES = ("f32", "f16", "bf16")
 
 CONFIG = ModelConfig(
@@ -70,9 +70,9 @@ def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
     return weights
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> metal_sdpa.Device:
-    return metal_sdpa.Device(request.param)
+@pytest.fixture
+def device(device_kind: str) -> metal_sdpa.Device:
+    return metal_sdpa.Device(device_kind)
 
 
 def make_engine(device: metal_sdpa.Device, dtype: str) -> Engine:
@@ -275,7 +275,13 @@ def test_sampler() -> None:
 
 
 def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / "generate.py"), "--device", DEVICES[0], *arguments]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "generate.py"),
+        "--device",
+        device_kinds()[0],
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
