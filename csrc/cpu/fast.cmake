@@ -43,4 +43,10 @@ foreach(isa IN LISTS _fast_isas)
   target_include_directories(${_target} PRIVATE
     "${PROJECT_SOURCE_DIR}/csrc/include" "${PROJECT_SOURCE_DIR}/csrc" "${PROJECT_SOURCE_DIR}")
   target_sources(metal_sdpa PRIVATE $<TARGET_OBJECTS:${_target}>)
+  if(METAL_SDPA_DEVELOPER AND NOT METAL_SDPA_SANITIZE)
+    add_test(NAME kernel_objects_${isa}
+             COMMAND "${CMAKE_COMMAND}" -D NM=${CMAKE_NM} -D ISA=${isa}
+                     -D "OBJECTS=$<TARGET_OBJECTS:${_target}>"
+                     -P "${PROJECT_SOURCE_DIR}/cmake/CheckKernelObjects.cmake")
+  endif()
 endforeach()

@@ -58,7 +58,7 @@ class PrefillItem {
   void place_memory() {
     const int n_panels = (out_vecs_ + 1) / 2;
     panel_depth_ = (block_len_ + kPerSlot<T> - 1) / kPerSlot<T>;
-    const sdpa_i64 q_slots = sdpa_i64{n_rows_} * depth_ + kLanes;
+    const sdpa_i64 q_slots = sdpa_i64{n_tiles_} * kTileStep * depth_;
     const sdpa_i64 k_slots = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel * kPanel);
     const sdpa_i64 v_slots = sdpa_i64{n_panels} * kPanel * panel_depth_;
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
@@ -79,15 +79,22 @@ class PrefillItem {
 
   TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
 
+  const float* queries(int tile) const { return q_ + sdpa_i64{tile} * kTileStep * depth_; }
+
   void pack_queries() {
     for (int tile = 0; tile < n_tiles_; ++tile) {
       const int begin = tile_begin(tile);
-      const int n = tile_begin(tile + 1) - begin;
-      const T* rows[kRowTile];
-      for (int r = 0; r < n; ++r) {
-        rows[r] = query_rows<T>(launch_, b_, head_of(begin + r))[query_of(begin + r)];
+      const T* rows[kTileStep];
+      for (int r = 0; r < kTileStep; ++r) {
+        const int row = begin + r;
+        const bool is_row = row < tile_begin(tile + 1);
+        rows[r] = is_row ? query_rows<T>(launch_, b_, head_of(row))[query_of(row)] : zero_row<T>();
       }
-      pack_transposed(rows, n, static_cast<int>(args_.head_dim), q_ + begin * depth_, n);
+      float* packed = q_ + sdpa_i64{tile} * kTileStep * depth_;
+      for (int r = 0; r < kTileStep; r += kLanes) {
+        pack_transposed(rows + r, rows + r, static_cast<int>(args_.head_dim), packed + r,
+                        kTileStep);
+      }
     }
   }
 
@@ -102,7 +109,23 @@ class PrefillItem {
                  k_);
     pack_values<T>(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
                    static_cast<int>(args_.value_dim), panel_depth_, v_);
+    aim_at_next(begin + n_keys);
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
+  }
+
+  /// The block that begins at key `begin` comes near over the steps of one block's products.
+  void aim_at_next(sdpa_i64 begin) {
+    const int n = static_cast<int>(smaller<sdpa_i64>(block_len_, n_keys_ - begin));
+    constexpr int kSize = sizeof(T);
+    const Rows<const T> k = key_rows<T>(launch_, b_, kv_h_);
+    const Rows<const T> v = value_rows<T>(launch_, b_, kv_h_);
+    const sdpa_i64 k_steps = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel);
+    const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
+    near_.aim({reinterpret_cast<const char*>(k[begin]), k.stride * kSize,
+               static_cast<int>(args_.head_dim) * kSize, n},
+              {reinterpret_cast<const char*>(v[begin]), v.stride * kSize,
+               static_cast<int>(args_.value_dim) * kSize, n},
+              n_tiles_ * (k_steps + v_steps));
   }
 
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {
@@ -118,10 +141,10 @@ class PrefillItem {
     const int n_keys = seen[n - 1];  // later rows see no fewer
     if (n_keys == 0) return;
     const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
-    float factors[kTileStates];
-    products.score(q_ + first * depth_, k_, depth_, n_keys, args_.scale * kLog2E, scores_);
+    float factors[kTileStep];
+    products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
     softmax_tile<T>(scores_, seen, n, n_keys, states(tile), factors);
-    products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kChain, factors,
+    products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kChain, factors, near_,
                         numerators_ + sdpa_i64{first} * out_step(), out_vecs_);
   }
 
@@ -185,8 +208,9 @@ class PrefillItem {
   const sdpa_i64 n_keys_;  ///< that any row sees
   const bool has_totals_;  ///< more than one span
   int panel_depth_ = 0;
+  NearRows near_;
 
-  float* q_ = nullptr;           ///< [tile][depth][rows of the tile]
+  float* q_ = nullptr;           ///< [tile][depth][kTileStep]
   float* k_ = nullptr;           ///< [panel][depth][kPanel]
   float* v_ = nullptr;           ///< [panel][panel_depth][kPanel]
   float* scores_ = nullptr;      ///< [kRowTile][kMaxBlock], then weights

@@ -25,38 +25,57 @@ inline int slots_for(int n) {
   return (n + kPerSlot<T> - 1) / kPerSlot<T>;
 }
 
-/// kLanes slots of a row from element `d` on, 0 past the row's `width`.
+/// kLanes slots.
 template <typename T>
-inline Vec load_slots(const T* row, int d, int width) {
-  const int left = width - d;
+inline Vec load_slots(const T* p) {
   if constexpr (kPairs<T>) {
-    return left >= 2 * kLanes ? load_pairs(row + d) : load_pairs_first(row + d, left);
+    return load_pairs(p);
   } else {
-    return left >= kLanes ? load(row + d) : load_first(row + d, left);
+    return load(p);
   }
 }
 
-/// packed[slot * step + r] = slots of rows[r]; a null row is zeros. Writes `n_rows` columns.
+/// The slots of `n` elements, and zeros.
 template <typename T>
-inline void pack_transposed(const T* const* rows, int n_rows, int width, float* packed, int step) {
+inline Vec load_slots_first(const T* p, int n) {
+  if constexpr (kPairs<T>) {
+    return load_pairs_first(p, n);
+  } else {
+    return load_first(p, n);
+  }
+}
+
+/// What stands in for rows that are not there: as long as the longest row of any element.
+alignas(64) inline constexpr float kZeroRow[1024] = {};
+
+template <typename T>
+inline const T* zero_row() {
+  return reinterpret_cast<const T*>(kZeroRow);
+}
+
+/// packed[slot * step + r] = slots of rows[r], for kLanes rows. Meanwhile the rows at `next` come
+/// near: the processor does not guess the pattern of lines that a transposition reads.
+template <typename T>
+inline void pack_transposed(const T* const* rows, const T* const* next, int width, float* packed,
+                            int step) {
   constexpr int kElements = kLanes * kPerSlot<T>;
-  for (int d = 0; d < width; d += kElements) {
-    const int n_slots = smaller(kLanes, slots_for<T>(width - d));
-    float* slots = packed + d / kPerSlot<T> * step;
-    for (int r = 0; r < n_rows; r += kLanes) {
-      const int columns = smaller(kLanes, n_rows - r);
-      Vec tile[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const bool is_zero = i >= columns || rows[r + i] == nullptr;
-        tile[i] = is_zero ? splat(0.0f) : load_slots(rows[r + i], d, width);
-      }
-      transpose(tile);
-      if (columns == kLanes) {
-        for (int i = 0; i < n_slots; ++i) store(slots + i * step + r, tile[i]);
-      } else {
-        for (int i = 0; i < n_slots; ++i) store_first(slots + i * step + r, tile[i], columns);
-      }
+  Vec tile[kLanes];
+  int d = 0;
+  for (; d + kElements <= width; d += kElements) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      tile[i] = load_slots(rows[i] + d);
+      __builtin_prefetch(next[i] + d);
     }
+    transpose(tile);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(packed + (d / kPerSlot<T> + i) * step, tile[i]);
+  }
+  if (d == width) return;
+  for (int i = 0; i < kLanes; ++i) tile[i] = load_slots_first(rows[i] + d, width - d);
+  transpose(tile);
+  for (int i = 0; i < slots_for<T>(width - d); ++i) {
+    store(packed + (d / kPerSlot<T> + i) * step, tile[i]);
   }
 }
 
@@ -65,19 +84,22 @@ template <typename T>
 inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int n_keys, int head_dim,
                       float* packed) {
   const int panel_slots = slots_for<T>(head_dim) * kPanel;
-  for (int j = 0; j < n_keys; j += kPanel) {
-    const T* rows[kPanel];
-    for (int i = 0; i < kPanel; ++i) rows[i] = j + i < n_keys ? k[begin + j + i] : nullptr;
-    pack_transposed(rows, kPanel, head_dim, packed + j / kPanel * panel_slots, kPanel);
+  const T* rows[2][kLanes];
+  const auto find_rows = [&](int j, const T** found) {
+    for (int i = 0; i < kLanes; ++i) found[i] = j + i < n_keys ? k[begin + j + i] : zero_row<T>();
+  };
+  find_rows(0, rows[0]);
+  for (int j = 0, now = 0; j < n_keys; j += kLanes, now ^= 1) {
+    find_rows(j + kLanes, rows[now ^ 1]);
+    float* columns = packed + j / kPanel * panel_slots + j % kPanel;
+    pack_transposed(rows[now], rows[now ^ 1], head_dim, columns, kPanel);
   }
 }
 
 /// kLanes columns of a row of values from column `d` on, 0 past the row's `width`.
 template <typename T>
 inline Vec load_columns(const T* row, int d, int width) {
-  const int left = width - d;
-  if (left >= kLanes) return load(row + d);
-  return left > 0 ? load_first(row + d, left) : splat(0.0f);
+  return d + kLanes <= width ? load(row + d) : load_first(row + d, width - d);
 }
 
 /// Values of the same keys in panels of kPanel columns, [panel][depth][kPanel], where depth runs
@@ -85,21 +107,16 @@ inline Vec load_columns(const T* row, int d, int width) {
 template <typename T>
 inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int n_keys, int value_dim,
                         int panel_depth, float* packed) {
-  for (int d = 0; d < value_dim; d += kPanel) {
-    float* slot = packed + static_cast<sdpa_i64>(d) * panel_depth;
-    for (int j = 0; j < n_keys; j += kPerSlot<T>) {
-      const T* row = v[begin + j];
-      Vec columns[2] = {load_columns(row, d, value_dim), load_columns(row, d + kLanes, value_dim)};
-      if constexpr (kPairs<T>) {
-        const bool has_odd = j + 1 < n_keys;
-        const T* odd = has_odd ? v[begin + j + 1] : row;
-        const int odd_width = has_odd ? value_dim : 0;
-        columns[0] = join_pairs(columns[0], load_columns(odd, d, odd_width));
-        columns[1] = join_pairs(columns[1], load_columns(odd, d + kLanes, odd_width));
-      }
-      store(slot, columns[0]);
-      store(slot + kLanes, columns[1]);
-      slot += kPanel;
+  constexpr int kAhead = 8;  // rows
+  for (int j = 0; j < n_keys; j += kPerSlot<T>) {
+    const T* row = v[begin + j];
+    const T* odd = j + 1 < n_keys ? v[begin + j + 1] : zero_row<T>();
+    float* slot = packed + j / kPerSlot<T> * kPanel;
+    for (int d = 0; d < value_dim; d += kLanes) {
+      Vec columns = load_columns(row, d, value_dim);
+      __builtin_prefetch(row + kAhead * v.stride + d);
+      if constexpr (kPairs<T>) columns = join_pairs(columns, load_columns(odd, d, value_dim));
+      store(slot + d / kPanel * panel_depth * kPanel + d % kPanel, columns);
     }
   }
 }

@@ -5,19 +5,16 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Rows of a tile, rounded up to whole vectors.
-inline constexpr int kTileStates = (kRowTile + kLanes - 1) / kLanes * kLanes;
-
 /// The states of a tile's rows: maxima in log2 units, sums in units of 2^maximum. Where weights are
 /// rounded, `weight_sum` adds the rounded ones, which the output is divided by, and `sum` the exact
 /// ones, which the log-sum-exp is made of.
 struct TileStates {
-  float maximum[kTileStates];
-  float sum[kTileStates];
-  float weight_sum[kTileStates];
+  float maximum[kTileStep];
+  float sum[kTileStep];
+  float weight_sum[kTileStep];
 
   void reset() {
-    for (int r = 0; r < kTileStates; ++r) {
+    for (int r = 0; r < kTileStep; ++r) {
       maximum[r] = -kInfinity;
       sum[r] = 0;
       weight_sum[r] = 0;
@@ -69,14 +66,14 @@ template <typename T>
 inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
                          TileStates& states, float* factors) {
   const int computed = (n_keys + kPanel - 1) / kPanel * kPanel;
-  float references[kTileStates];
-  float maxima[kTileStates];
-  for (int r = 0; r < kTileStates; ++r) maxima[r] = states.maximum[r];
+  float references[kTileStep];
+  float maxima[kTileStep];
+  for (int r = 0; r < kTileStep; ++r) maxima[r] = states.maximum[r];
   for (int r = 0; r < n_rows; ++r) {
     const float maximum = mask_and_maximum(scores + r * kMaxBlock, visible[r], computed);
     if (maximum > maxima[r]) maxima[r] = maximum;
   }
-  for (int r = 0; r < kTileStates; r += kLanes) {
+  for (int r = 0; r < kTileStep; r += kLanes) {
     // Never subtract -inf: a row that has seen nothing keeps weights of 0.
     const Vec reference = max(load(maxima + r), splat(-0x1.fffffep127f));
     const Vec factor = exp2(load(states.maximum + r) - reference);

@@ -1,6 +1,7 @@
 // Products of one tile of query rows: scores Q K^T of a block of keys, and weights times values.
 #pragma once
 
+#include "cpu/fast/prefill_near.h"
 #include "cpu/fast/prefill_pack.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
@@ -8,11 +9,17 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 /// Most keys of a block; also the slots from one row of scores to the next.
 inline constexpr int kMaxBlock = 256;
 
+/// Rows of a tile, rounded up to whole vectors.
+inline constexpr int kTileStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
+
 /// Where a chain of f32 additions ends and its sum is added to others, so that rounding errors stay
 /// within the accuracy bound for any D and S. Scores: 128 products. Weighted values: 32 keys for
 /// f32; 16-bit outputs leave room for a whole block.
 inline constexpr int kScoreChain = 128;
 inline constexpr int kValueChainF32 = 32;
+
+/// Products between two looks at the prefetching of what comes next.
+inline constexpr int kStretch = 32;
 
 template <bool kOfPairs>
 inline Vec multiply_add(Vec a, Vec b, Vec sum) {
@@ -26,22 +33,27 @@ inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 /// sums[r][c] = sum over k < depth of a[r * kRowStep + k * kDepthStep] * b[k * kPanel + c]. All
 /// sums stay in registers: kRows * kVecs chains hide the latency of the multiply-adds.
 template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
-inline void multiply(const float* a, const float* b, int depth, Vec (&sums)[kRows][kVecs]) {
+inline void multiply(const float* a, const float* b, int depth, NearRows& near,
+                     Vec (&sums)[kRows][kVecs]) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) sums[r][c] = splat(0.0f);
   }
-  for (int k = 0; k < depth; ++k) {
-    Vec columns[kVecs];
+  for (int begin = 0; begin < depth; begin += kStretch) {
+    const int end = smaller(begin + kStretch, depth);
+    near.step(end - begin);
+    for (int k = begin; k < end; ++k) {
+      Vec columns[kVecs];
 #pragma GCC unroll 2
-    for (int c = 0; c < kVecs; ++c) columns[c] = load(b + k * kPanel + c * kLanes);
+      for (int c = 0; c < kVecs; ++c) columns[c] = load(b + k * kPanel + c * kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const Vec factor = splat(a[r * kRowStep + k * kDepthStep]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec factor = splat(a[r * kRowStep + k * kDepthStep]);
 #pragma GCC unroll 2
-      for (int c = 0; c < kVecs; ++c) {
-        sums[r][c] = multiply_add<kOfPairs>(factor, columns[c], sums[r][c]);
+        for (int c = 0; c < kVecs; ++c) {
+          sums[r][c] = multiply_add<kOfPairs>(factor, columns[c], sums[r][c]);
+        }
       }
     }
   }
@@ -49,12 +61,14 @@ inline void multiply(const float* a, const float* b, int depth, Vec (&sums)[kRow
 
 /// Scores of kRows rows and one panel of keys (its first kVecs vectors), times `scale`.
 template <bool kOfPairs, int kRows, int kVecs>
-inline void score_panel(const float* q, const float* k, int depth, float scale, float* scores) {
+inline void score_panel(const float* q, const float* k, int depth, float scale, NearRows& near,
+                        float* scores) {
   constexpr int kChain = kOfPairs ? kScoreChain / 2 : kScoreChain;
   Vec sums[kRows][kVecs];
   for (int begin = 0; begin < depth; begin += kChain) {
     const int chain = smaller(kChain, depth - begin);
-    multiply<kOfPairs, kRows, kVecs, 1, kRows>(q + begin * kRows, k + begin * kPanel, chain, sums);
+    multiply<kOfPairs, kRows, kVecs, 1, kTileStep>(q + begin * kTileStep, k + begin * kPanel, chain,
+                                                   near, sums);
     const bool is_last = begin + chain == depth;
     const Vec factor = splat(is_last ? scale : 1.0f);
 #pragma GCC unroll 12
@@ -71,13 +85,14 @@ inline void score_panel(const float* q, const float* k, int depth, float scale, 
 
 /// scores[r][j] = scale * (q_r . k_j) for j < n_keys, rounded up to whole vectors.
 template <bool kOfPairs, int kRows>
-void score_tile(const float* q, const float* k, int depth, int n_keys, float scale, float* scores) {
+void score_tile(const float* q, const float* k, int depth, int n_keys, float scale, NearRows& near,
+                float* scores) {
   for (int j = 0; j < n_keys; j += kPanel) {
     const float* panel = k + static_cast<sdpa_i64>(j) * depth;
     if (n_keys - j > kLanes) {
-      score_panel<kOfPairs, kRows, 2>(q, panel, depth, scale, scores + j);
+      score_panel<kOfPairs, kRows, 2>(q, panel, depth, scale, near, scores + j);
     } else {
-      score_panel<kOfPairs, kRows, 1>(q, panel, depth, scale, scores + j);
+      score_panel<kOfPairs, kRows, 1>(q, panel, depth, scale, near, scores + j);
     }
   }
 }
@@ -86,10 +101,11 @@ void score_tile(const float* q, const float* k, int depth, int n_keys, float sca
 /// for one panel of columns (its first kVecs vectors).
 template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
-                             const float* factors, float* out, int out_step) {
+                             const float* factors, NearRows& near, float* out, int out_step) {
   Vec sums[kRows][kVecs];
   Vec block[kRows][kVecs];
-  multiply<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, smaller(chain, depth), sums);
+  multiply<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, smaller(chain, depth), near,
+                                                 sums);
   for (int begin = chain; begin < depth; begin += chain) {
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
@@ -99,7 +115,7 @@ inline void add_values_panel(const float* weights, const float* values, int dept
       }
     }
     multiply<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights + begin, values + begin * kPanel,
-                                                   smaller(chain, depth - begin), sums);
+                                                   smaller(chain, depth - begin), near, sums);
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -116,16 +132,16 @@ inline void add_values_panel(const float* weights, const float* values, int dept
 /// The same for all `n_vecs` vectors of columns; values are packed panels of `panel_depth`.
 template <bool kOfPairs, int kRows>
 void add_values_tile(const float* weights, const float* values, int depth, int panel_depth,
-                     int chain, const float* factors, float* out, int n_vecs) {
+                     int chain, const float* factors, NearRows& near, float* out, int n_vecs) {
   const int out_step = n_vecs * kLanes;
   for (int c = 0; c < n_vecs; c += 2) {
     const float* panel = values + static_cast<sdpa_i64>(c) * kLanes * panel_depth;
     float* columns = out + c * kLanes;
     if (c + 1 < n_vecs) {
-      add_values_panel<kOfPairs, kRows, 2>(weights, panel, depth, chain, factors, columns,
+      add_values_panel<kOfPairs, kRows, 2>(weights, panel, depth, chain, factors, near, columns,
                                            out_step);
     } else {
-      add_values_panel<kOfPairs, kRows, 1>(weights, panel, depth, chain, factors, columns,
+      add_values_panel<kOfPairs, kRows, 1>(weights, panel, depth, chain, factors, near, columns,
                                            out_step);
     }
   }

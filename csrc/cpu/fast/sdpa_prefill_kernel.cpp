@@ -15,20 +15,21 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 namespace {
 
-/// Threadgroups (n_kv_heads, batch, row tiles of args.group_split rows). Late rows, which see the
-/// most keys of a causal problem, come first, so that short items fill the end of the queue.
+/// Threadgroups (items of args.group_split rows, n_kv_heads, batch). Items of one KV head follow
+/// each other, because they share its keys in the caches; late rows, which see the most keys of a
+/// causal problem, come first, so that short items fill the end of the queue.
 template <typename T>
 void prefill(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
   const SdpaArgs& args = args_of(launch);
   const std::uint64_t n_rows = std::uint64_t{args.seq_len} * (args.n_heads / args.n_kv_heads);
   const GridSize& grid = launch.threadgroups;
   for (std::uint64_t group = work.begin; group < work.end; ++group) {
-    const std::uint64_t tile = grid.z - 1 - group / grid.x / grid.y;
-    const std::uint64_t begin = tile * args.group_split;
+    const std::uint64_t index = grid.x - 1 - group % grid.x;
+    const std::uint64_t begin = index * args.group_split;
     const std::uint64_t end = smaller<std::uint64_t>(begin + args.group_split, n_rows);
-    PrefillItem<T> item(launch, static_cast<sdpa_i64>(group / grid.x % grid.y),
-                        static_cast<sdpa_i64>(group % grid.x), static_cast<sdpa_i64>(begin),
-                        static_cast<int>(end - begin));
+    PrefillItem<T> item(launch, static_cast<sdpa_i64>(group / grid.x / grid.y),
+                        static_cast<sdpa_i64>(group / grid.x % grid.y),
+                        static_cast<sdpa_i64>(begin), static_cast<int>(end - begin));
     if (!item.run(stop)) return;
   }
 }

@@ -27,9 +27,9 @@ bool plan_prefill(const SdpaProblem& problem, Isa isa, Plan& plan) {
   args.group_split = static_cast<std::uint32_t>(rows);
   PlanStep step;
   step.kernel = fast_kernel_name(Family::prefill, problem.dtype, isa);
-  step.threadgroups = {static_cast<std::uint32_t>(problem.n_kv_heads),
-                       static_cast<std::uint32_t>(problem.batch),
-                       static_cast<std::uint32_t>((rows_per_kv_head(problem) + rows - 1) / rows)};
+  step.threadgroups = {static_cast<std::uint32_t>((rows_per_kv_head(problem) + rows - 1) / rows),
+                       static_cast<std::uint32_t>(problem.n_kv_heads),
+                       static_cast<std::uint32_t>(problem.batch)};
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *

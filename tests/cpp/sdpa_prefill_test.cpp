@@ -1,0 +1,370 @@
+// sdpa_prefill on every instruction set that this machine runs.
+#include <array>
+#include <bit>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "core/half.h"
+#include "cpu/isa.h"
+#include "oracle.h"
+#include "problems.h"
+#include "support.h"
+
+using namespace metal_sdpa;
+using namespace metal_sdpa::test;
+
+namespace {
+
+constexpr std::array<DType, 3> kDTypes{DType::f32, DType::f16, DType::bf16};
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const cpu::Isa isa : cpu::supported_isas()) names.emplace_back(cpu::isa_name(isa));
+  return names;
+}
+
+std::string name_of(DType dtype) { return dtype_name(dtype); }
+
+Device device_of(const std::string& isa, int threads = 1) { return Device("cpu", {threads, isa}); }
+
+/// One KV head with packed layouts, all keys in use.
+SdpaProblem problem_of(DType dtype, std::int64_t group, std::int64_t rows, std::int64_t keys,
+                       std::int64_t head_dim, std::int64_t value_dim) {
+  SdpaProblem p;
+  p.kernel = "sdpa_prefill";
+  p.dtype = dtype;
+  p.n_heads = group;
+  p.seq_len = rows;
+  p.kv_capacity = p.kv_len = keys;
+  p.head_dim = head_dim;
+  p.value_dim = value_dim;
+  p.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  p.return_lse = true;
+  p.set_packed_layouts();
+  return p;
+}
+
+double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperands& x) {
+  fill_bytes(x.out, 0xff);
+  sdpa(device, x, p);
+  return worst_error(p, x, reference_sdpa(p, x));
+}
+
+/// Elements of a packed tensor, moved into another layout.
+void copy_tensor(const Buffer& from, const TensorLayout& a, const Buffer& to, const TensorLayout& b,
+                 std::int64_t heads, std::int64_t rows, std::int64_t width) {
+  for (std::int64_t h = 0; h < heads; ++h) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t d = 0; d < width; ++d) {
+        const auto source = a.offset + h * a.head_stride + i * a.row_stride + d;
+        const auto target = b.offset + h * b.head_stride + i * b.row_stride + d;
+        set_element(to, static_cast<std::size_t>(target),
+                    get_element(from, static_cast<std::size_t>(source)));
+      }
+    }
+  }
+}
+
+/// The buffer as bits of f32, element by element.
+std::vector<std::uint32_t> bits_of(const Buffer& buffer, const TensorLayout& layout,
+                                   std::int64_t heads, std::int64_t rows, std::int64_t width) {
+  std::vector<std::uint32_t> bits;
+  for (std::int64_t h = 0; h < heads; ++h) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t d = 0; d < width; ++d) {
+        const auto element = layout.offset + h * layout.head_stride + i * layout.row_stride + d;
+        bits.push_back(
+            std::bit_cast<std::uint32_t>(get_element(buffer, static_cast<std::size_t>(element))));
+      }
+    }
+  }
+  return bits;
+}
+
+}  // namespace
+
+TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of the device") {
+  for (const std::string& isa : isas()) {
+    const Plan plan = plan_sdpa(device_of(isa), problem_of(DType::f16, 4, 64, 64, 64, 64));
+    CHECK(std::string(plan.steps.front().kernel) == "sdpa_prefill_f16." + isa);
+    CHECK(plan.span_len <= 2048);
+  }
+}
+
+TEST_CASE("random problems are within the bounds") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa, 2);
+    std::mt19937 rng(20240611);
+    for (int round = 0; round < 150; ++round) {
+      SdpaProblem problem = random_problem(rng, {});
+      problem.kernel = "sdpa_prefill";
+      const SdpaOperands x = random_operands(rng, device, problem);
+      INFO(isa, " round ", round, " dtype ", name_of(problem.dtype));
+      REQUIRE(error_of_run(device, problem, x) <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") {
+  struct Edge {
+    std::int64_t rows, keys, width;
+  };
+  // Widths 8, 150 and 400 have blocks of 256, 128 and 64 keys, eight to a span.
+  const std::array<Edge, 18> edges{{{13, 31, 8},
+                                    {12, 33, 8},
+                                    {11, 63, 8},
+                                    {25, 255, 8},
+                                    {24, 256, 8},
+                                    {23, 257, 8},
+                                    {5, 2047, 8},
+                                    {6, 2048, 8},
+                                    {7, 2049, 8},
+                                    {3, 4097, 8},
+                                    {191, 100, 8},
+                                    {192, 100, 8},
+                                    {193, 100, 8},
+                                    {385, 300, 4},
+                                    {5, 129, 150},
+                                    {3, 1025, 150},
+                                    {4, 65, 400},
+                                    {3, 513, 400}}};
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa, 2);
+    std::mt19937 rng(7);
+    for (const Edge& edge : edges) {
+      for (const DType dtype : kDTypes) {
+        SdpaProblem p = problem_of(dtype, 1, edge.rows, edge.keys, edge.width, edge.width);
+        p.causal = true;
+        const SdpaOperands x = random_operands(rng, device, p);
+        INFO(isa, " L ", edge.rows, " S ", edge.keys, " D ", edge.width, " ", name_of(dtype));
+        CHECK(error_of_run(device, p, x) <= 1.0);
+        p.q_start = -edge.rows / 2;
+        CHECK(error_of_run(device, p, x) <= 1.0);
+        p.q_start = edge.keys - 2;
+        CHECK(error_of_run(device, p, x) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("head dims of every kind, also where values have another width") {
+  const std::array<std::array<std::int64_t, 2>, 14> dims{{{1, 1},
+                                                          {2, 3},
+                                                          {40, 40},
+                                                          {72, 72},
+                                                          {80, 80},
+                                                          {96, 96},
+                                                          {112, 112},
+                                                          {192, 128},
+                                                          {320, 320},
+                                                          {512, 512},
+                                                          {576, 512},
+                                                          {1024, 1023},
+                                                          {7, 1024},
+                                                          {1023, 5}}};
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    std::mt19937 rng(8);
+    for (const auto& [head_dim, value_dim] : dims) {
+      for (const DType dtype : kDTypes) {
+        const SdpaProblem p = problem_of(dtype, 3, 6, 70, head_dim, value_dim);
+        const SdpaOperands x = random_operands(rng, device, p);
+        INFO(isa, " D ", head_dim, " Dv ", value_dim, " ", name_of(dtype));
+        CHECK(error_of_run(device, p, x) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("long sums stay within the bounds: equal scores of equal values, and wide keys") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    std::mt19937 rng(9);
+    for (const std::int64_t keys : {256, 2048, 30000}) {
+      const SdpaProblem p = problem_of(DType::f32, 1, 2, keys, 4, 3);
+      const SdpaOperands x = poisoned_operands(device, p);
+      fill_bytes(x.q, 0);
+      fill_normal(x.k, rng, 1);
+      for (const float value : {0.1f, 1.0f / 3, 0.7f, 1e-3f, 0.9999f}) {
+        for (std::size_t i = 0; i < x.v.element_count(); ++i) set_element(x.v, i, value);
+        INFO(isa, " S ", keys, " value ", value);
+        CHECK(error_of_run(device, p, x) <= 1.0);
+      }
+    }
+    // Products of one sign: partial sums grow steadily, and the log-sum-exp shows their error.
+    SdpaProblem p = problem_of(DType::f32, 1, 2, 9, 1024, 3);
+    const SdpaOperands x = poisoned_operands(device, p);
+    for (const Buffer& buffer : {x.q, x.k, x.v}) {
+      for (std::size_t i = 0; i < buffer.element_count(); ++i) {
+        set_element(buffer, i, 0.1f + 1e-4f * static_cast<float>(i % 7));
+      }
+    }
+    for (const float scale : {0.03125f, 1.0f}) {
+      p.scale = scale;
+      INFO(isa, " scale ", scale);
+      CHECK(error_of_run(device, p, x) <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("bits do not depend on threads, batch, capacity, strides or alignment") {
+  for (const std::string& isa : isas()) {
+    for (const DType dtype : kDTypes) {
+      const Device one = device_of(isa, 1);
+      const Device three = device_of(isa, 3);
+      std::mt19937 rng(10);
+      SdpaProblem p = problem_of(dtype, 3, 150, 400, 72, 40);
+      p.causal = true;
+      const SdpaOperands x = random_operands(rng, one, p);
+      sdpa(one, x, p);
+      const auto want = bits_of(x.out, p.out, p.n_heads, p.seq_len, p.value_dim);
+      const auto want_lse = bytes_of(x.lse);
+      INFO(isa, " ", name_of(dtype));
+
+      // Sequence 1 of 2, other lengths in sequence 0, rows apart and at an odd offset.
+      SdpaProblem q = p;
+      q.batch = 2;
+      q.kv_capacity = p.kv_len + 41;
+      q.kv_lengths = {17, p.kv_len};
+      const auto spread = [](std::int64_t heads, std::int64_t rows, std::int64_t width) {
+        TensorLayout layout;
+        layout.offset = 1;
+        layout.head_stride = width + 3;
+        layout.row_stride = heads * layout.head_stride + 5;
+        layout.batch_stride = rows * layout.row_stride;
+        return layout;
+      };
+      q.q = spread(3, q.seq_len, 72);
+      q.k = spread(1, q.kv_capacity, 72);
+      q.v = spread(1, q.kv_capacity, 40);
+      q.out = spread(3, q.seq_len, 40);
+      const SdpaOperands y = random_operands(rng, three, q);
+      const auto second = [](TensorLayout layout) {
+        layout.offset += layout.batch_stride;
+        return layout;
+      };
+      copy_tensor(x.q, p.q, y.q, second(q.q), 3, p.seq_len, 72);
+      copy_tensor(x.k, p.k, y.k, second(q.k), 1, p.kv_len, 72);
+      copy_tensor(x.v, p.v, y.v, second(q.v), 1, p.kv_len, 40);
+      for (const Device& device : {one, three}) {
+        fill_bytes(y.out, 0xff);
+        sdpa(device, y, q);
+        CHECK(bits_of(y.out, second(q.out), 3, p.seq_len, 40) == want);
+        const auto lse = bytes_of(y.lse);
+        CHECK(std::equal(want_lse.begin(), want_lse.end(),
+                         lse.end() - static_cast<std::ptrdiff_t>(want_lse.size())));
+      }
+    }
+  }
+}
+
+TEST_CASE("stale slots never reach the output and padding is never written") {
+  for (const std::string& isa : isas()) {
+    for (const DType dtype : kDTypes) {
+      const Device device = device_of(isa);
+      std::mt19937 rng(11);
+      SdpaProblem p = problem_of(dtype, 2, 20, 300, 24, 24);
+      p.kv_len = 259;
+      p.out.row_stride = 31;
+      p.out.head_stride = 20 * 31;
+      const SdpaOperands x = random_operands(rng, device, p);
+      sdpa(device, x, p);
+      const auto before = bytes_of(x.out);
+      for (const float stale : {INFINITY, 1e30f, 0.0f}) {
+        for (std::size_t i = 259 * 24; i < 300 * 24; ++i) {
+          set_element(x.k, i, stale);
+          set_element(x.v, i, stale);
+        }
+        fill_bytes(x.out, 0xff);
+        sdpa(device, x, p);
+        INFO(isa, " ", name_of(dtype), " stale ", stale);
+        CHECK(bytes_of(x.out) == before);
+      }
+      for (std::size_t row = 0; row + 1 < 40; ++row) {
+        for (std::size_t d = 24; d < 31; ++d) {
+          CHECK(std::isnan(get_element(x.out, row * 31 + d)));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a NaN reaches the rows that see it, in any block, and no others") {
+  for (const std::string& isa : isas()) {
+    for (const DType dtype : kDTypes) {
+      const Device device = device_of(isa);
+      for (const std::size_t key : {0u, 40u, 255u, 256u, 290u}) {
+        std::mt19937 rng(12);
+        SdpaProblem p = problem_of(dtype, 1, 300, 300, 16, 16);
+        p.causal = true;
+        const SdpaOperands x = random_operands(rng, device, p);
+        set_element(x.k, key * 16 + 5, NAN);
+        sdpa(device, x, p);
+        INFO(isa, " ", name_of(dtype), " key ", key);
+        for (std::size_t i = 0; i < 300; ++i) {
+          REQUIRE(std::isnan(get_element(x.out, i * 16 + 3)) == (i >= key));
+          REQUIRE(std::isnan(x.lse.host<float>()[i]) == (i >= key));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rows without a visible key are 0 with lse -inf") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    std::mt19937 rng(13);
+    SdpaProblem p = problem_of(DType::f32, 2, 30, 40, 16, 16);
+    p.causal = true;
+    p.q_start = -15;
+    const SdpaOperands x = random_operands(rng, device, p);
+    CHECK(error_of_run(device, p, x) <= 1.0);
+    CHECK(x.lse.host<float>()[14] == -INFINITY);
+    CHECK(get_element(x.out, 14 * 16) == 0);
+    CHECK(get_element(x.out, 15 * 16) != 0);
+    p.kv_len = 0;
+    CHECK(error_of_run(device, p, x) <= 1.0);
+  }
+}
+
+TEST_CASE("16-bit elements are widened exactly and rounded to nearest even") {
+  constexpr std::int64_t kWidth = 1024;
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    std::mt19937 rng(14);
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+      const bool is_f16 = dtype == DType::f16;
+      const auto widen = is_f16 ? float_from_f16 : float_from_bf16;
+      const auto narrow = is_f16 ? f16_from_float : bf16_from_float;
+      // Two keys with the same score: the output is the mean of their values.
+      const SdpaProblem p = problem_of(dtype, 1, 1, 2, 8, kWidth);
+      const SdpaOperands x = poisoned_operands(device, p);
+      fill_bytes(x.q, 0);
+      fill_bytes(x.k, 0);
+      auto* v = x.v.host<std::uint16_t>();
+      for (std::uint32_t first = 0; first < 65536; first += kWidth) {
+        for (std::int64_t d = 0; d < kWidth; ++d) {
+          const auto bits = static_cast<std::uint16_t>(first + static_cast<std::uint32_t>(d));
+          v[d] = bits;
+          // The same value, or one whose sum with it is exact in f32.
+          v[kWidth + d] = rng() % 2 == 0 ? bits : static_cast<std::uint16_t>(bits ^ (rng() & 0x3f));
+        }
+        sdpa(device, x, p);
+        for (std::int64_t d = 0; d < kWidth; ++d) {
+          const float mean = (widen(v[d]) + widen(v[kWidth + d])) * 0.5f;
+          const std::uint16_t got = x.out.host<std::uint16_t>()[d];
+          const bool may_flush = !is_f16 && std::fabs(mean) < 0x1p-125f;
+          INFO(isa, " ", name_of(dtype), " bits ", v[d], " and ", v[kWidth + d]);
+          if (std::isnan(mean)) {
+            REQUIRE(std::isnan(widen(got)));
+          } else if (mean == 0 || (may_flush && (got & 0x7fff) == 0)) {
+            REQUIRE((got & 0x7fff) == 0);  // sums start at +0, which hides the sign of a zero
+          } else if (std::isfinite(mean)) {
+            REQUIRE(got == narrow(mean));
+          }
+        }
+      }
+    }
+  }
+}

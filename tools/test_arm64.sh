@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Builds the library and the tests of the attention kernels for arm64 Linux and runs them under
+# qemu, on every instruction set of arm64. Needs g++-aarch64-linux-gnu and qemu-user.
+source "$(dirname "$0")/common.sh"
+
+build=build/arm64
+tests=(half_test sdpa_test sdpa_merge_test sdpa_prefill_test)
+[[ -e tests/cpp/sdpa_decode_test.cpp ]] && tests+=(sdpa_decode_test)
+
+cmake -G Ninja -S . -B "$build" --log-level=WARNING \
+  -DCMAKE_TOOLCHAIN_FILE="$ROOT/cmake/toolchains/linux-arm64.cmake" \
+  -DCMAKE_BUILD_TYPE=Release -DMETAL_SDPA_DEVELOPER=ON -DMETAL_SDPA_PYTHON=OFF \
+  -DMETAL_SDPA_METAL=OFF
+cmake --build "$build" --target "${tests[@]}"
+for test in "${tests[@]}"; do
+  stage "$test on arm64" qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu "$build/tests/cpp/$test"
+done
+finish_stages
