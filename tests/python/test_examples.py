@@ -14,12 +14,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 
 import metal_sdpa  # noqa: E402
-from engine import Engine  # noqa: E402
 from float64_check import Accuracy  # noqa: E402
 from host_dtypes import UNIT_ROUNDOFF, from_storage, to_storage  # noqa: E402
 from model import ModelConfig, Transformer, load_model  # noqa: E402
 from sampling import Sampler  # noqa: E402
 from tokenizer import Tokenizer, train_merges  # noqa: E402
+
+from engine import Engine  # noqa: E402
 
 DEVICES = os.environ.get("METAL_SDPA_TEST_DEVICES", "cpu").replace(",", " ").split()
 DTYPES = ("f32", "f16", "bf16")
