@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from .data import Inputs, Pool, make_inputs
 from .limits import Limits
-from .oracle import PEER_ERROR_LIMIT, Oracle
-from .peers import Bound, CannotDo, Peer
+from .oracle import WRONG_ABOVE, Oracle
+from .peers import Bound, Peer, UnsupportedCaseError
 from .sampling import Rotation, first_call_seconds, sample, settle
 from .shapes import Case
 
@@ -40,46 +40,39 @@ class Measurement:
     loads: list[float]  # pure-load sweeps over the same bytes; empty where calls do not rotate
 
 
-def check(entry: Entry, bound: Bound, oracle: Oracle) -> None:
-    errors = oracle.errors(bound.output())
-    entry.error = max(entry.error, *errors)
-    entry.error_share = max(entry.error_share, oracle.share_of_bound(errors))
-
-
 def prepare(peer: Peer, inputs: Inputs, oracle: Oracle) -> Entry:
     """Binds every variant, checks its result and keeps the quickest."""
     entry = Entry(peer.name, peer)
     try:
         variants = peer.variants(inputs.case)
-    except CannotDo as error:
+    except UnsupportedCaseError as error:
         entry.reason = str(error)
         return entry
     reasons = []
     for variant in variants:
         try:
             _try_variant(entry, variant, inputs, oracle)
-        except CannotDo as error:
+        except UnsupportedCaseError as error:
             reasons.append(str(error))
         except Exception as error:
             reasons.append(f"{variant}: {type(error).__name__}: {error}")
-        finally:
-            peer.leave()
     if entry.bound is None:
         entry.reason = "; ".join(reasons)
-    elif entry.error > PEER_ERROR_LIMIT:
-        entry.reason = f"wrong result: relative error {entry.error:.2g}"
-        entry.bound = None
     return entry
 
 
 def _try_variant(entry: Entry, variant: str, inputs: Inputs, oracle: Oracle) -> None:
-    entry.peer.enter()
     bound = entry.peer.bind(inputs, variant)
-    seconds = first_call_seconds(bound.calls[0])
-    check(entry, bound, oracle)
-    if seconds < ONE_CALL_ABOVE:
-        last = bound.calls[-1]
-        seconds = min(first_call_seconds(last) for _ in range(2))
+    settle()
+    with entry.peer.awake():
+        seconds = first_call_seconds(bound.calls[0])
+        errors = oracle.errors(bound.output())
+        if not max(errors) < WRONG_ABOVE:
+            raise UnsupportedCaseError(f"{variant}: wrong result, relative error {max(errors):.2g}")
+        if seconds < ONE_CALL_ABOVE:
+            seconds = min(first_call_seconds(bound.calls[-1]) for _ in range(2))
+    entry.error = max(entry.error, *errors)
+    entry.error_share = max(entry.error_share, oracle.share_of_bound(errors))
     if entry.bound is None or seconds < entry.expected:
         entry.bound, entry.variant, entry.expected = bound, variant, seconds
 
@@ -142,5 +135,5 @@ def measure_curve(
     samples: dict[int, list[float]] = {L: [] for L in bound}
     for _ in range(runs):
         for L, ready in bound.items():
-            samples[L].append(sample(ready.calls, rotation, expected[L], None))
+            samples[L].append(sample(ready.calls, rotation, expected[L], ours))
     return samples

@@ -13,8 +13,9 @@ UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
 SAMPLED_ROWS = 6
 
-# A peer keeps what precision it likes, but a wrong mask, head or layout is an error of order 1.
-PEER_ERROR_LIMIT = 0.05
+# A library keeps what precision it likes (ours is held to its bound, too), but a wrong mask, head
+# or layout is an error of order 1.
+WRONG_ABOVE = 0.05
 
 Row = tuple[int, int, int]  # b, h, i
 

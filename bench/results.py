@@ -61,9 +61,7 @@ def share_of_limit(measurement: Measurement, peaks: Peaks) -> float | None:
 
 def cell_record(measurement: Measurement, peaks: Peaks) -> Record:
     case = measurement.case
-    peers = {
-        entry.name: entry_record(entry, case, measurement.ours) for entry in measurement.peers
-    }
+    peers = {entry.name: entry_record(entry, case, measurement.ours) for entry in measurement.peers}
     measured = {name: record for name, record in peers.items() if "ratio" in record}
     best = min(measured, key=lambda name: measured[name]["ratio"], default=None)
     tiny = case.target.startswith("tiny")

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -135,9 +134,7 @@ class Run:
                 progress.update(task, description=f"t(L) {dtype}")
                 lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
                 shapes = [curve_case(dtype, L) for L in lengths]
-                samples = measure_curve(
-                    shapes, self.ours, self.pool, self.cache_bytes, self.runs
-                )
+                samples = measure_curve(shapes, self.ours, self.pool, self.cache_bytes, self.runs)
                 curve_records.append(curve_record(dtype, samples))
                 progress.advance(task)
         return measurements, curve_records

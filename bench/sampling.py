@@ -48,20 +48,16 @@ def first_call_seconds(call: Callable[[], object]) -> float:
 
 
 def sample(
-    calls: Sequence[Callable[[], object]], rotation: Rotation, expected: float, peer: Peer | None
+    calls: Sequence[Callable[[], object]], rotation: Rotation, expected: float, peer: Peer
 ) -> float:
     """Seconds a call. `expected` is a rough time of one, which decides how many are timed."""
-    repeats = max(1, int(MIN_SAMPLE / expected) + 1) if expected < MIN_SAMPLE else 1
+    repeats = int(MIN_SAMPLE / expected) + 1
     settle()
-    if peer is not None:
-        peer.enter()
-    if expected < WARM_UP_BELOW:
-        calls[rotation.step()]()
-    turn = [calls[rotation.step()] for _ in range(repeats)]
-    start = clock()
-    for call in turn:
-        call()
-    seconds = (clock() - start) / repeats
-    if peer is not None:
-        peer.leave()
-    return seconds
+    with peer.awake():
+        if expected < WARM_UP_BELOW:
+            calls[rotation.step()]()
+        turn = [calls[rotation.step()] for _ in range(repeats)]
+        start = clock()
+        for call in turn:
+            call()
+        return (clock() - start) / repeats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .base import Bound, CannotDo, Peer
+from .base import Bound, Peer, UnsupportedCaseError
 
 # Name on the command line: module and class. Ours first, then the quickest to bind.
 PEERS = {
@@ -15,7 +15,7 @@ PEERS = {
     "mlx": ("mlx", "Mlx"),
 }
 
-__all__ = ["PEERS", "Bound", "CannotDo", "Peer", "load_peer", "load_peers"]
+__all__ = ["PEERS", "Bound", "Peer", "UnsupportedCaseError", "load_peer", "load_peers"]
 
 
 def load_peer(module: str, cls: str, threads: int) -> Peer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..data import Inputs
 from ..shapes import Case
 
 
-class CannotDo(Exception):
+class UnsupportedCaseError(Exception):
     """The library has no way to compute a case; the text says why."""
 
 
@@ -35,17 +36,16 @@ class Peer(ABC):
 
     @abstractmethod
     def variants(self, case: Case) -> list[str]:
-        """Ways to compute the case, of which the quickest counts. Raises CannotDo."""
+        """Ways to compute the case, of which the quickest counts. Raises UnsupportedCaseError."""
 
-    def enter(self) -> None:
-        """Wakes the library's threads before a sample, where they have to be woken."""
-
-    def leave(self) -> None:
-        """Sends them to sleep after a sample, so that they do not disturb the next library."""
+    def awake(self) -> AbstractContextManager[object]:
+        """Held around a sample by a library whose threads must be woken before and sent to sleep
+        after, so that they do not disturb the next one."""
+        return nullcontext()
 
     @abstractmethod
     def bind(self, inputs: Inputs, variant: str) -> Bound:
-        """Raises CannotDo where the library turns out to refuse the case."""
+        """Raises UnsupportedCaseError where the library turns out to refuse the case."""
 
 
 def fold_queries(q: np.ndarray, n_kv_heads: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes as c
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ import numpy as np
 
 from ..data import Inputs, aligned_empty
 from ..shapes import Case
-from .base import Bound, CannotDo, Peer, fold_queries, folded_mask, needs_mask
+from .base import Bound, Peer, UnsupportedCaseError, fold_queries, folded_mask, needs_mask
 
 GGML_TYPES = {"f32": 0, "f16": 1, "bf16": 30}  # enum ggml_type
 GRAPH_MEMORY = 1 << 20  # bytes for the descriptions of a graph of one node
@@ -159,7 +161,7 @@ class Context:
     def point(self, tensor: TensorPointer, array: np.ndarray) -> None:
         tensor.contents.data = array.ctypes.data
         if self._base.ggml_get_data(tensor) != array.ctypes.data:
-            raise CannotDo("this libggml lays out struct ggml_tensor differently")
+            raise UnsupportedCaseError("this libggml lays out struct ggml_tensor differently")
         self._arrays.append(array)
 
 
@@ -175,11 +177,13 @@ class Ggml(Peer):
         self._pool = self._cpu.ggml_threadpool_new(c.byref(params))
         self.version = f"{package_version()} ({instruction_sets(self._cpu)})"
 
-    def enter(self) -> None:
+    @contextmanager
+    def awake(self) -> Iterator[None]:
         self._cpu.ggml_threadpool_resume(self._pool)
-
-    def leave(self) -> None:
-        self._cpu.ggml_threadpool_pause(self._pool)
+        try:
+            yield
+        finally:
+            self._cpu.ggml_threadpool_pause(self._pool)
 
     def variants(self, case: Case) -> list[str]:
         return ["gqa", "folded"] if case.group > 1 and case.L <= 64 else ["gqa"]

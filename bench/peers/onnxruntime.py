@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from ..data import Inputs, aligned_empty
 from ..shapes import Case
-from .base import Bound, CannotDo, Peer, fold_queries, folded_mask, needs_mask
+from .base import Bound, Peer, UnsupportedCaseError, fold_queries, folded_mask, needs_mask
 
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16,
               "int32": TensorProto.INT32}  # fmt: skip
@@ -81,7 +81,7 @@ class OnnxRuntime(Peer):
 
     def variants(self, case: Case) -> list[str]:
         if case.dtype == "bf16":
-            raise CannotDo("the CPU provider has no bfloat16 attention")
+            raise UnsupportedCaseError("the CPU provider has no bfloat16 attention")
         variants = []
         if case.causal or case.L == 1:
             variants.append("GroupQueryAttention")
@@ -91,7 +91,9 @@ class OnnxRuntime(Peer):
             if case.L <= 64 and case.L < case.S:
                 variants.append("MultiHeadAttention, folded")
         if not variants:
-            raise CannotDo("MultiHeadAttention is f32 only and GroupQueryAttention always causal")
+            raise UnsupportedCaseError(
+                "MultiHeadAttention is f32 only and GroupQueryAttention always causal"
+            )
         return variants
 
     def bind(self, inputs: Inputs, variant: str) -> Bound:
@@ -103,7 +105,7 @@ class OnnxRuntime(Peer):
         try:
             return binders[variant](inputs)
         except Exception as error:
-            raise CannotDo(f"{variant}: {error}") from error
+            raise UnsupportedCaseError(f"{variant}: {error}") from error
 
     def _group_query(self, inputs: Inputs) -> Bound:
         """The new keys are the last L of the cache, which the operator writes where they already

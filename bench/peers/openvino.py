@@ -11,7 +11,7 @@ from openvino import opset13 as op
 
 from ..data import Inputs, aligned_empty
 from ..shapes import Case
-from .base import Bound, CannotDo, Peer, fold_queries, folded_mask, needs_mask
+from .base import Bound, Peer, UnsupportedCaseError, fold_queries, folded_mask, needs_mask
 
 TYPES = {"f32": ov.Type.f32, "f16": ov.Type.f16, "bf16": ov.Type.bf16}
 # The plugin multiplies f16 in f32 unless the processor has instructions for it.
@@ -72,7 +72,7 @@ class OpenVino(Peer):
 
     def variants(self, case: Case) -> list[str]:
         if case.S > 32768:
-            raise CannotDo("the plugin materialises the repeated heads and the scores")
+            raise UnsupportedCaseError("the plugin materialises the repeated heads and the scores")
         return ["folded"] if case.L <= 64 and case.group > 1 else ["sdpa", "mha"]
 
     def bind(self, inputs: Inputs, variant: str) -> Bound:
@@ -86,7 +86,7 @@ class OpenVino(Peer):
         try:
             compiled = self._core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise CannotDo(f"{variant}: {error}") from error
+            raise UnsupportedCaseError(f"{variant}: {error}") from error
         q = fold_queries(inputs.q, case.Hkv) if variant == "folded" else inputs.q
         out = aligned_empty(q.shape, q.dtype)
         out_tensor, q_tensor = to_tensor(out), to_tensor(q)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..data import Inputs
 from ..shapes import Case
@@ -55,7 +55,7 @@ class PyTorch(Peer):
 
         def call_with(k: torch.Tensor, v: torch.Tensor):
             def call() -> None:
-                latest[0] = F.scaled_dot_product_attention(q, k, v, **options)
+                latest[0] = scaled_dot_product_attention(q, k, v, **options)
 
             return call
 
