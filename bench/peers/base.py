@@ -22,7 +22,7 @@ class Bound:
     """A case made ready: everything that an engine does once, and not at every call, is done."""
 
     calls: list[Callable[[], object]]  # one for each cache; each computes the whole attention
-    output: Callable[[], np.ndarray]  # [B, Hq, L, D] of the latest call, of any dtype
+    output: Callable[[], np.ndarray]  # [B, Hq, L, D] after calls[0], of any dtype
 
 
 class Peer(ABC):
