@@ -32,6 +32,7 @@ def entry_record(entry: Entry, case: Case, ours: Entry | None) -> Record:
     seconds = median(entry.samples)
     record: Record = {
         "seconds": seconds,
+        "best_seconds": min(entry.samples),
         "variant": entry.variant,
         "gflops": flop_count(case) / seconds / 1e9,
         "gbytes": case.kv_bytes / seconds / 1e9,

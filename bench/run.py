@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +29,8 @@ from .table import print_family, print_summary
 RUNS = 15
 QUICK_RUNS = 5
 QUICK_CURVE_LENGTHS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33, 48, 64)
+LATE_RUNS = 5  # rounds of a case that is reached when the time is spent
+BUDGET, QUICK_BUDGET = 660, 100  # seconds
 SLOW_PEERS = ("mlx",)  # 30 to 100 times behind: left out of --quick
 
 
@@ -39,6 +42,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", metavar="A,B", help=f"of {','.join(PEERS)}; none: only ours")
     parser.add_argument("--runs", type=int, help=f"rounds a case ({RUNS}; quick: {QUICK_RUNS})")
     parser.add_argument("--threads", type=int, help="default: what metal_sdpa takes")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS",
+        help=f"after it, cases get {LATE_RUNS} rounds ({BUDGET}; quick: {QUICK_BUDGET})")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/bench-results"), metavar="DIR")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
@@ -81,6 +87,9 @@ class Run:
         self.options = options
         self.console = console
         self.runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
+        self.budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+        self.start = time.monotonic()
+        self.late = 0  # cases that came after the budget
         self.ours, self.threads = self._load_ours(options.threads)
         names, left_out = chosen_peers(options)
         self.peers, absent = load_peers(names, self.threads)
@@ -109,9 +118,16 @@ class Run:
         for name, reason in self.absent.items():
             self.console.print(f"  without {name}: {reason}", style="dim", highlight=False)
 
+    def rounds(self) -> int:
+        """Rounds of the next case."""
+        if time.monotonic() - self.start < self.budget or self.runs <= LATE_RUNS:
+            return self.runs
+        self.late += 1
+        return LATE_RUNS
+
     def measure(self, case: Case) -> Measurement:
         return measure_case(
-            case, self.ours, self.peers, self.limits, self.pool, self.cache_bytes, self.runs
+            case, self.ours, self.peers, self.limits, self.pool, self.cache_bytes, self.rounds()
         )
 
     def measure_cases(self, cases: list[Case], curves: list[str]):
@@ -134,7 +150,9 @@ class Run:
                 progress.update(task, description=f"t(L) {dtype}")
                 lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
                 shapes = [curve_case(dtype, L) for L in lengths]
-                samples = measure_curve(shapes, self.ours, self.pool, self.cache_bytes, self.runs)
+                samples = measure_curve(
+                    shapes, self.ours, self.pool, self.cache_bytes, self.rounds()
+                )
                 curve_records.append(curve_record(dtype, samples))
                 progress.advance(task)
         return measurements, curve_records
@@ -148,6 +166,7 @@ class Run:
                 "quick": self.options.quick,
                 "only": self.options.only,
                 "runs": self.runs,
+                "late_cases": self.late,
                 "threads": self.threads,
             },
             "machine": self.facts | {"load_average_after": load_average()},
@@ -169,13 +188,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join([case.key for case in cases] + [f"curve/{dtype}" for dtype in curves]))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 150)
-    begin = datetime.now(timezone.utc)
     run = Run(options, console)
     first = run.limits.measure(run.cache_bytes)
     run.describe(first)
     measurements, curve_records = run.measure_cases(cases, curves)
     peaks = best_of(first, run.limits.measure(run.cache_bytes))
-    seconds = (datetime.now(timezone.utc) - begin).total_seconds()
+    seconds = time.monotonic() - run.start
     document = run.document(measurements, curve_records, peaks, seconds)
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -189,6 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
         style="dim",
     )
     print_summary(console, document)
+    if run.late:
+        console.print(
+            f"[yellow]{run.late} cases came after the {run.budget:.0f} s of --budget and had "
+            f"{LATE_RUNS} rounds[/]"
+        )
     write_plot(document, options.out / "bench.png")
     console.print(f"{seconds:.0f} s; {options.out}/bench.json, {options.out}/bench.png")
     failed = document["summary"]["wrong"] or document["summary"]["not_computed"]
