@@ -46,7 +46,7 @@ class Shape:
     Dv: int
 
 
-@dataclass
+@dataclass(repr=False)
 class Problem:
     """One call of sdpa. q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], all views."""
 
@@ -110,7 +110,7 @@ class Problem:
         start = int(self.starts()[b])
         return (q, k, v), self.arguments() | {"q_start": start, "kv_lengths": length}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         strides = {
             name: tuple(s // x.flat.itemsize for s in x.view.strides)
             for name, x in (("q", self.q), ("k", self.k), ("v", self.v))
@@ -274,9 +274,14 @@ def _normal(rng: np.random.Generator, *dims: int) -> np.ndarray:
     return rng.standard_normal(dims, np.float32)
 
 
+def _size(scale: float) -> float:
+    """|scale|, but never so small that a q made with it leaves the range of f16."""
+    return max(abs(scale), 0.01) if scale else 1.0
+
+
 def _spread(shape: Shape, scale: float, deviation: float) -> float:
     """Factor on a standard normal q that gives logits this standard deviation."""
-    return deviation / (max(abs(scale), 1e-3) * np.sqrt(shape.D))
+    return deviation / (_size(scale) * np.sqrt(shape.D))
 
 
 def _noise(rng: np.random.Generator, shape: Shape, scale: float, deviation: float) -> Values:
@@ -321,8 +326,9 @@ def query_near_key(rng: np.random.Generator, shape: Shape, scale: float) -> Valu
     head = np.arange(shape.Hq) // (shape.Hq // shape.Hkv)
     chosen = rng.integers(0, shape.S, (shape.B, shape.Hq, shape.L))
     near = k[np.arange(shape.B)[:, None, None], head[None, :, None], chosen]
-    factor = rng.uniform(5, 30) / max(abs(scale), 1e-3)
-    return q + near * (factor / np.sum(near**2, axis=3, keepdims=True)), k, v
+    factor = rng.uniform(5, 30) / _size(scale)
+    squares = np.maximum(np.sum(near**2, axis=3, keepdims=True), shape.D / 4)
+    return q + near * (factor / squares), k, v
 
 
 def constant_values(rng: np.random.Generator, shape: Shape, scale: float) -> Values:

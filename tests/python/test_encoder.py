@@ -186,7 +186,7 @@ BAD_DISPATCHES: dict[str, tuple[str, Callable[[Arena, dict], dict]]] = {
     "threadgroups_huge": ("threadgroups", lambda a, d: {"threadgroups": (2**32 - 1,) * 3}),
     "threadgroups_past_32_bits": ("threadgroups", lambda a, d: {"threadgroups": (2**32, 1, 1)}),
     "threadgroups_negative": ("threadgroups", lambda a, d: {"threadgroups": (-1, 1, 1)}),
-    "threadgroups_two": ("threadgroups", lambda a, d: {"threadgroups": (1, 1)}),
+    "threadgroups_of_four": ("threadgroups", lambda a, d: {"threadgroups": (1, 1, 1, 1)}),
     "threadgroup_size_zero": ("threadgroup_size", lambda a, d: {"threadgroup_size": (0, 1, 1)}),
     "threadgroup_size_over_the_limit": (
         "threadgroup_size",

@@ -32,12 +32,12 @@ def test_values_go_through_unchanged(target: Target, dtype: str, repeats: int) -
     want = v[:, :, 0].ravel()
     is_nan = np.isnan(want.astype(np.float32))
     assert np.isnan(out[is_nan].astype(np.float32)).all(), "a NaN became a number"
-    exact = ~is_nan
+    # The sum of weighted values must fit f32: it is divided by the sum of weights at the end.
+    exact = ~is_nan & ((np.abs(as_f64(want)) < 2.0**128 / repeats) | np.isinf(as_f64(want)))
     if dtype == "bf16":  # bf16 subnormals may flush to zero
         subnormal = (np.abs(as_f64(want[exact])) < 2.0**-126) & (as_f64(want[exact]) != 0)
-        got, wanted = bits(out[exact]), bits(want[exact])
-        flushed = as_f64(out[exact]) == 0
-        assert ((got == wanted) | (subnormal & flushed)).all()
+        got, wanted = as_f64(out[exact]), as_f64(want[exact])
+        assert ((got == wanted) | (subnormal & (got == 0))).all()
         return
     # -0 may come back as +0: a sum of weighted values starts from zero.
     assert np.array_equal(as_f64(out[exact]), as_f64(want[exact]))

@@ -92,7 +92,7 @@ def test_permuting_the_batch_permutes_the_bits(
     permuted, permuted_lse = run(
         target,
         problem,
-        **{name: x[order] for name, x in zip("qkv", problem.arrays(), strict=True)},
+        **{n: np.array(x[order], order="C") for n, x in zip("qkv", problem.arrays(), strict=True)},
         q_start=problem.starts()[order],
         kv_lengths=problem.lengths()[order],
     )
@@ -107,7 +107,8 @@ def test_scaling_v_by_a_power_of_two_scales_the_bits(
     factor = np.float32(2.0**exponent)
     out, lse = run(target, problem)
     with np.errstate(over="ignore", invalid="ignore"):  # of poison
-        scaled, scaled_lse = run(target, problem, v=problem.v.view * factor)
+        v = problem.v.view
+        scaled, scaled_lse = run(target, problem, v=np.multiply(v, factor, order="C"))
     assert same_bits(scaled, out * factor)
     assert same_bits(scaled_lse, lse)
 
@@ -154,8 +155,8 @@ def test_the_order_of_keys_does_not_matter(
     length = int(problem.lengths().min())
     order = np.arange(problem.shape.S)
     order[:length] = data.draw(st.permutations(range(length)))
-    _, k, v = problem.arrays()
-    out, lse = run(target, problem, k=k[:, :, order], v=v[:, :, order])
+    k, v = (np.ascontiguousarray(x[:, :, order]) for x in problem.arrays()[1:])
+    out, lse = run(target, problem, k=k, v=v)
     assert_near(problem, problem.reference(), out, lse)
 
 
@@ -163,15 +164,17 @@ def test_the_order_of_keys_does_not_matter(
 def test_keys_that_no_query_sees_leave_the_bits(
     target: Target, problem: Problem, data: st.DataObject
 ) -> None:
-    """Future keys, and slots past the length, hold anything at all."""
+    """Slots past the length hold anything at all; values of hidden keys are finite."""
     out, lse = run(target, problem)
-    value = data.draw(st.sampled_from((np.nan, np.inf, -np.inf, 6e4, -6e4)))
-    k, v = (np.array(x) for x in problem.arrays()[1:])
+    anything = st.sampled_from((np.nan, np.inf, -np.inf, 6e4, -6e4))
+    k, v = (np.array(x, order="C") for x in problem.arrays()[1:])
     for b in range(problem.shape.B):
+        length = int(problem.lengths()[b])
         last_seen = int(problem.starts()[b]) + problem.shape.L - 1
-        first_unseen = max(min(last_seen + 1, int(problem.lengths()[b])), 0)
-        k[b, :, first_unseen:] = value
-        v[b, :, first_unseen:] = value
+        first_unseen = max(min(last_seen + 1, length), 0)
+        k[b, :, first_unseen:] = data.draw(anything)
+        v[b, :, first_unseen:length] = data.draw(st.sampled_from((6e4, -6e4)))
+        v[b, :, length:] = data.draw(anything)
     again, again_lse = run(target, problem, k=k, v=v)
     assert same_bits(again, out)
     assert same_bits(again_lse, lse)
@@ -183,7 +186,7 @@ def test_a_key_reaches_the_rows_at_and_after_it_only(
 ) -> None:
     key = data.draw(st.integers(0, problem.shape.S - 1))
     out, _ = run(target, problem)
-    v = np.array(problem.v.view)
+    v = np.array(problem.v.view, order="C")
     v[:, :, key] = 6e4
     changed, _ = run(target, problem, v=v)
     positions = problem.shape.S - problem.shape.L + np.arange(problem.shape.L)
@@ -194,7 +197,7 @@ def test_a_key_reaches_the_rows_at_and_after_it_only(
 @given(problem=problems(causal=True))
 def test_a_nan_in_a_query_stays_in_its_row(target: Target, problem: Problem) -> None:
     out, _ = run(target, problem)
-    q = np.array(problem.q.view)
+    q = np.array(problem.q.view, order="C")
     row = problem.shape.L // 2
     q[0, 0, row, -1] = np.nan
     spoiled, lse = run(target, problem, q=q)
@@ -214,6 +217,6 @@ def test_grouped_heads_are_repeated_kv_heads(
 ) -> None:
     problem = data.draw(problems(dtype=dtype))
     group = problem.shape.Hq // problem.shape.Hkv
-    _, k, v = problem.arrays()
-    out, lse = run(target, problem, k=np.repeat(k, group, axis=1), v=np.repeat(v, group, axis=1))
+    k, v = (np.repeat(x, group, axis=1) for x in problem.arrays()[1:])
+    out, lse = run(target, problem, k=k, v=v)
     assert_near(problem, problem.reference(), out, lse)
