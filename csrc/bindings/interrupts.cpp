@@ -13,7 +13,7 @@ namespace {
 thread_local std::unique_ptr<nb::python_error> t_pending;
 
 bool signal_raised() {
-  if (!Py_IsInitialized()) return false;
+  if (!on_main_thread() || !Py_IsInitialized()) return false;
   const PyGILState_STATE state = PyGILState_Ensure();
   const bool raised = PyErr_CheckSignals() != 0;
   if (raised) t_pending = std::make_unique<nb::python_error>();
@@ -37,16 +37,13 @@ void throw_pending_interrupt() {
 }
 
 void bind_interrupts(nb::module_& module) {
+  init_gil();
   set_interrupt_check(signal_raised);
-  const nb::object finish = nb::cpp_function([] {
-    const nb::gil_scoped_release released;
-    shutdown();
-  });
-  nb::module_::import_("atexit").attr("register")(finish);
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(begin_exit));
   module.def(
       "shutdown",
       [] {
-        const nb::gil_scoped_release released;
+        const GilRelease released;
         shutdown();
       },
       "Waits for all devices and ends the threads of the library; a later call starts them anew.");

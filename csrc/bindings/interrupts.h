@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "gil.h"
+
 namespace metal_sdpa::python {
 
 /// Sets the Python error that a signal handler raised on this thread while the library worked.
@@ -18,7 +20,7 @@ void throw_pending_interrupt();
 template <typename Work>
 void without_gil(Work&& work) {
   try {
-    const nanobind::gil_scoped_release released;
+    const GilRelease released;
     std::forward<Work>(work)();
   } catch (...) {
     throw_pending_interrupt();

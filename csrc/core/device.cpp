@@ -102,10 +102,14 @@ Buffer Device::wrap_native(void* handle, std::size_t byte_offset, std::size_t by
 CommandEncoder Device::command_encoder() const { return CommandEncoder(*this); }
 
 void shutdown() noexcept {
-  cpu_backend()->shutdown();
-  std::string reason;
-  const std::shared_ptr<Backend> metal = metal_backend(reason);
-  if (metal != nullptr) metal->shutdown();
+  try {
+    cpu_backend()->shutdown();
+    std::string reason;
+    const std::shared_ptr<Backend> metal = metal_backend(reason);
+    if (metal != nullptr) metal->shutdown();
+  } catch (const Error&) {
+    // A device that could not be made has no work and no threads.
+  }
 }
 
 }  // namespace metal_sdpa
