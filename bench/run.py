@@ -145,6 +145,8 @@ class Run:
                 progress.update(task, description=case.key)
                 measurements.append(self.measure(case))
                 progress.advance(task)
+                if not self.console.is_terminal:
+                    self.console.print(f"{len(measurements)}/{len(cases)} {case.key}")
             for dtype in curves:
                 progress.update(task, description=f"t(L) {dtype}")
                 lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
