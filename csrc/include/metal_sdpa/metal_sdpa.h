@@ -11,4 +11,5 @@
 #include "metal_sdpa/native_kernel.h"
 #include "metal_sdpa/plan.h"
 #include "metal_sdpa/sdpa.h"
+#include "metal_sdpa/support.h"
 #include "metal_sdpa/version.h"

@@ -1,0 +1,53 @@
+// An array of somebody else's, described without a copy.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "array_type.h"
+#include "convert.h"
+#include "metal_sdpa/dtype.h"
+
+namespace metal_sdpa::python {
+
+struct Array {
+  static constexpr int kMaxDims = 8;
+
+  ArrayType type;
+  void* data = nullptr;           ///< first element; on Metal the id<MTLBuffer>
+  std::uint64_t byte_offset = 0;  ///< into the MTLBuffer
+  bool on_metal = false;
+  bool read_only = false;
+  DType dtype = DType::f32;
+  int ndim = 0;
+  std::int64_t shape[kMaxDims] = {};
+  std::int64_t strides[kMaxDims] = {};  ///< in elements
+  std::shared_ptr<void> owner;          ///< keeps the memory alive; null where the call borrows it
+
+  Shape shape_list() const { return Shape(shape, shape + ndim); }
+};
+
+/// How long the memory must stay: while the caller holds the object, or as long as `owner`.
+enum class Lifetime { borrowed, owned };
+
+/// Reads what `object` says of its memory, which is that of NumPy or comes through DLPack.
+/// `dtypes` ends the text for a dtype without a DType. Errors: InvalidArgument for objects that are
+/// no arrays, UnsupportedDType (integers of other widths, complex, bool, byte-swapped), Unsupported
+/// (other devices, sparse layouts, gradients while grad mode is on).
+Array import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes);
+
+/// The two ways in; `array.type` is set.
+void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+                  Array& array);
+void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+                   Array& array);
+
+/// UnsupportedDType: `call: name: dtype TEXT, takes DTYPES`.
+[[noreturn]] void fail_dtype(Argument argument, std::string_view text, const char* dtypes);
+
+/// Holds a reference to `object` until the last copy goes, on whatever thread.
+std::shared_ptr<void> hold_object(PyObject* object);
+
+}  // namespace metal_sdpa::python

@@ -1,0 +1,103 @@
+// NumPy arrays through __array_struct__: the cheapest way in, and the only one for bfloat16.
+#include "array.h"
+
+namespace metal_sdpa::python {
+namespace {
+
+/// numpy.org/doc/stable/reference/arrays.interface.html
+struct ArrayInterface {
+  int two;  ///< always 2
+  int nd;
+  char typekind;
+  int itemsize;
+  int flags;
+  Py_intptr_t* shape;
+  Py_intptr_t* strides;  ///< in bytes
+  void* data;
+  PyObject* descr;
+};
+
+constexpr int kAligned = 0x100;
+constexpr int kNotSwapped = 0x200;
+constexpr int kWriteable = 0x400;
+
+/// Names that live as long as the process.
+PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
+
+std::string dtype_text(PyObject* object) {
+  const nb::object dtype = nb::handle(object).attr("dtype");
+  return nb::cast<std::string>(nb::str(nb::handle(dtype)));
+}
+
+bool is_bfloat16(PyObject* object) {
+  return nb::cast<std::string>(nb::handle(object).attr("dtype").attr("name")) == "bfloat16";
+}
+
+bool find_dtype(const ArrayInterface& interface, PyObject* object, DType& dtype) {
+  const int size = interface.itemsize;
+  switch (interface.typekind) {
+    case 'f':
+      dtype = size == 4 ? DType::f32 : DType::f16;
+      return size == 4 || size == 2;
+    case 'u':
+      dtype = size == 4 ? DType::u32 : size == 2 ? DType::u16 : DType::u8;
+      return size == 4 || size == 2 || size == 1;
+    case 'i':
+      dtype = DType::i32;
+      return size == 4;
+    case 'V':
+      dtype = DType::bf16;
+      return size == 2 && is_bfloat16(object);
+    default:
+      return false;
+  }
+}
+
+void copy_layout(Argument argument, const ArrayInterface& interface, Array& array) {
+  if (interface.nd > Array::kMaxDims) {
+    fail_argument(argument.call, ": ", argument.name, ": ", interface.nd,
+                  " dimensions, takes at most ", Array::kMaxDims);
+  }
+  array.ndim = interface.nd;
+  for (int i = 0; i < interface.nd; ++i) {
+    array.shape[i] = interface.shape[i];
+    const std::int64_t stride = interface.strides[i];
+    if (stride % interface.itemsize != 0 && interface.shape[i] > 1) {
+      fail_argument(argument.call, ": ", argument.name, ": a stride of ", stride,
+                    " bytes is no multiple of the ", interface.itemsize, " bytes of an element");
+    }
+    array.strides[i] = stride / interface.itemsize;
+  }
+}
+
+void describe(Argument argument, const ArrayInterface& interface, PyObject* object,
+              const char* dtypes, Array& array) {
+  if ((interface.flags & kNotSwapped) == 0) {
+    fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ",
+         dtype_text(object), " is byte-swapped, takes the machine's byte order");
+  }
+  if (!find_dtype(interface, object, array.dtype)) fail_dtype(argument, dtype_text(object), dtypes);
+  if ((interface.flags & kAligned) == 0) {
+    fail_argument(argument.call, ": ", argument.name, ": data is not aligned to the ",
+                  interface.itemsize, " bytes of an element");
+  }
+  array.data = interface.data;
+  array.read_only = (interface.flags & kWriteable) == 0;
+  copy_layout(argument, interface, array);
+}
+
+}  // namespace
+
+void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+                  Array& array) {
+  static PyObject* const name = interned("__array_struct__");
+  const nb::object capsule = nb::steal(PyObject_GetAttr(object, name));
+  if (!capsule.is_valid()) nb::raise_python_error();
+  const auto* interface =
+      static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
+  if (interface == nullptr) nb::raise_python_error();
+  describe(argument, *interface, object, dtypes, array);
+  if (lifetime == Lifetime::owned) array.owner = hold_object(object);
+}
+
+}  // namespace metal_sdpa::python

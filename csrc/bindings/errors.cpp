@@ -1,0 +1,113 @@
+// The exception classes of the package.
+#include "errors.h"
+
+#include <array>
+#include <new>
+
+#include "bindings.h"
+#include "interrupts.h"
+
+namespace metal_sdpa::python {
+namespace {
+
+struct ErrorClass {
+  ErrorCode code;
+  const char* name;  ///< qualified, as Python shows it
+  PyObject** builtin;
+  const char* doc;
+};
+
+const std::array<ErrorClass, 8>& error_classes() {
+  static const std::array<ErrorClass, 8> classes{{
+      {ErrorCode::invalid_argument, "metal_sdpa.InvalidArgument", &PyExc_ValueError,
+       "A value, shape, state or range that the call does not take."},
+      {ErrorCode::unsupported_dtype, "metal_sdpa.UnsupportedDType", &PyExc_TypeError,
+       "A dtype, or a mix of dtypes, that the kernel does not take."},
+      {ErrorCode::unsupported, "metal_sdpa.Unsupported", &PyExc_NotImplementedError,
+       "Not built yet, or not on this device."},
+      {ErrorCode::device_not_found, "metal_sdpa.DeviceNotFound", nullptr,
+       "No such device kind, or no such device on this machine."},
+      {ErrorCode::kernel_not_found, "metal_sdpa.KernelNotFound", nullptr,
+       "No library of the registry has the function for this device."},
+      {ErrorCode::shader_compilation, "metal_sdpa.ShaderCompilationError", nullptr,
+       "The shader compiler refused; the text holds its whole log."},
+      {ErrorCode::command_buffer, "metal_sdpa.CommandBufferError", nullptr,
+       "The device reported an error while it ran a command buffer."},
+      {ErrorCode::buffer_allocation, "metal_sdpa.BufferAllocationError", &PyExc_MemoryError,
+       "The device had no memory for a buffer."},
+  }};
+  return classes;
+}
+
+// Live as long as the process: exceptions may be raised until the very end.
+PyObject* g_error = nullptr;
+std::array<PyObject*, 8> g_classes{};
+
+PyObject* class_of(ErrorCode code) {
+  const auto& classes = error_classes();
+  for (std::size_t i = 0; i < classes.size(); ++i) {
+    if (classes[i].code == code) return g_classes[i];
+  }
+  return g_error;
+}
+
+PyObject* make_class(const char* name, const char* doc, PyObject* bases) {
+  PyObject* made = PyErr_NewExceptionWithDoc(name, doc, bases, nullptr);
+  if (made == nullptr) nb::raise_python_error();
+  return made;
+}
+
+void set_error(const Error& error) noexcept {
+  if (error.code() == ErrorCode::interrupted) {
+    if (!restore_pending_interrupt()) PyErr_SetString(PyExc_KeyboardInterrupt, error.what());
+    return;
+  }
+  PyErr_SetString(class_of(error.code()), error.what());
+}
+
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    set_error(error);
+  }
+}
+
+}  // namespace
+
+void set_error_in_flight() noexcept {
+  try {
+    throw;
+  } catch (nb::python_error& error) {
+    error.restore();
+  } catch (const Error& error) {
+    set_error(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+std::string take_python_error_text() {
+  const nb::python_error error;
+  return nb::cast<std::string>(nb::str(nb::handle(error.value())));
+}
+
+void bind_errors(nb::module_& module) {
+  g_error = make_class("metal_sdpa.Error", "Every error of this package.", nullptr);
+  module.attr("Error") = nb::handle(g_error);
+  const auto& classes = error_classes();
+  for (std::size_t i = 0; i < classes.size(); ++i) {
+    const nb::handle error(g_error);
+    const nb::tuple bases = classes[i].builtin == nullptr
+                                ? nb::make_tuple(error)
+                                : nb::make_tuple(error, nb::handle(*classes[i].builtin));
+    g_classes[i] = make_class(classes[i].name, classes[i].doc, bases.ptr());
+    const std::string_view name = classes[i].name;
+    module.attr(name.substr(name.find('.') + 1).data()) = nb::handle(g_classes[i]);
+  }
+  nb::register_exception_translator(translate);
+}
+
+}  // namespace metal_sdpa::python

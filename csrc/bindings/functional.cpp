@@ -1,0 +1,176 @@
+// sdpa() and plan(): arrays of any framework in, the caller's own out.
+#include "bindings.h"
+#include "device.h"
+#include "errors.h"
+#include "interrupts.h"
+#include "metal_sdpa/support.h"
+#include "result.h"
+#include "sdpa_call.h"
+#include "sdpa_problem.h"
+
+namespace metal_sdpa::python {
+namespace {
+
+const Device& cpu_device() {
+  static const Device* const device = new Device("cpu");
+  return *device;
+}
+
+/// Where the arrays are, unless the call names a device.
+Device choose_device(const SdpaCall& call, const SdpaInputs& inputs) {
+  if (call.device != nullptr) return to_device({call.name, "device"}, call.device);
+  return inputs.q.on_metal ? Device("metal") : cpu_device();
+}
+
+void check_features(const SdpaCall& call, DeviceKind kind) {
+  if (call.mask != nullptr) require_feature(call.name, kind, "mask");
+  if (call.window != nullptr) require_feature(call.name, kind, "window");
+  if (call.softcap != nullptr) require_feature(call.name, kind, "softcap");
+  if (call.sinks != nullptr) require_feature(call.name, kind, "sinks");
+}
+
+void require_place(const SdpaCall& call, const char* name, const Array& array,
+                   const Device& device) {
+  const bool metal = device.kind() == DeviceKind::metal;
+  if (array.on_metal == metal) return;
+  fail_argument(call.name, ": ", name, ": is in ", array.on_metal ? "Metal" : "host",
+                " memory, but the device is ", device_kind_name(device.kind()));
+}
+
+/// `out` as the caller gave it, checked as far as the core does not.
+Array import_out(const SdpaCall& call, const SdpaInputs& inputs) {
+  const Argument argument{call.name, "out"};
+  const SdpaProblem& problem = inputs.problem;
+  Array out = import_tensor(argument, call.out, "[B, Hq, L, Dv]");
+  if (out.read_only) fail_argument(call.name, ": out: is read-only");
+  if (out.dtype != problem.dtype) {
+    fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
+         ", but q has ", dtype_name(problem.dtype));
+  }
+  const Shape wanted{problem.batch, problem.n_heads, problem.seq_len, problem.value_dim};
+  if (out.shape_list() != wanted) {
+    fail_argument(call.name, ": out: shape ", out.shape_list(), ", takes ", wanted);
+  }
+  return out;
+}
+
+/// The output and, where asked for, the lse of a call.
+struct Outputs {
+  Result out;
+  Result lse;
+};
+
+Outputs make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {
+  SdpaProblem& problem = inputs.problem;
+  const Argument argument{call.name, "q"};
+  const std::int64_t shape[4] = {problem.batch, problem.n_heads, problem.seq_len,
+                                 problem.value_dim};
+  Outputs outputs;
+  if (call.out != nullptr) {
+    outputs.out.array = import_out(call, inputs);
+    outputs.out.object = nb::borrow(nb::handle(call.out));
+    problem.out = tensor_layout({call.name, "out"}, outputs.out.array);
+  } else {
+    outputs.out = make_result(argument, device, inputs.q, call.q, problem.dtype, shape, 4);
+  }
+  if (problem.return_lse) {
+    outputs.lse = make_result(argument, device, inputs.q, call.q, DType::f32, shape, 3);
+  }
+  return outputs;
+}
+
+Buffer output_buffer(const SdpaCall& call, const Device& device, Result& result,
+                     TensorLayout& layout) {
+  if (result.buffer.valid()) return result.buffer;
+  return wrap_tensor(device, {call.name, "out"}, result.array, layout);
+}
+
+void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, Outputs& outputs) {
+  SdpaProblem& problem = inputs.problem;
+  require_place(call, "q", inputs.q, device);
+  require_place(call, "k", inputs.k, device);
+  require_place(call, "v", inputs.v, device);
+  require_place(call, "out", outputs.out.array, device);
+  SdpaOperands operands;
+  operands.q = wrap_tensor(device, {call.name, "q"}, inputs.q, problem.q);
+  operands.k = wrap_tensor(device, {call.name, "k"}, inputs.k, problem.k);
+  operands.v = wrap_tensor(device, {call.name, "v"}, inputs.v, problem.v);
+  operands.out = output_buffer(call, device, outputs.out, problem.out);
+  if (problem.return_lse) {
+    operands.lse = outputs.lse.buffer.valid()
+                       ? outputs.lse.buffer
+                       : wrap_array(device, {call.name, "lse"}, outputs.lse.array, DType::f32);
+  }
+  without_gil([&] { sdpa(device, operands, problem); });
+}
+
+nb::object call_sdpa(const SdpaCall& call) {
+  SdpaInputs inputs = read_sdpa_inputs(call);
+  const Device device = choose_device(call, inputs);
+  check_features(call, device.kind());
+  validate_problem(inputs.problem, device.limits(), call.name);
+  Outputs outputs = make_outputs(call, device, inputs);
+  run(call, device, inputs, outputs);
+  const Argument argument{call.name, "q"};
+  nb::object out = outputs.out.take(argument, call.q);
+  if (!inputs.problem.return_lse) return out;
+  return nb::make_tuple(out, outputs.lse.take(argument, call.q));
+}
+
+nb::object call_plan(const SdpaCall& call) {
+  SdpaInputs inputs = read_sdpa_inputs(call);
+  const Device device = choose_device(call, inputs);
+  check_features(call, device.kind());
+  const std::string text = plan_sdpa(device, inputs.problem).describe();
+  return nb::str(text.c_str());
+}
+
+template <nb::object (*Function)(const SdpaCall&)>
+PyObject* vectorcall(const char* name, PyObject* const* arguments, Py_ssize_t n_positional,
+                     PyObject* keywords) noexcept {
+  try {
+    return Function(parse_sdpa_call(name, arguments, n_positional, keywords)).release().ptr();
+  } catch (...) {
+    set_error_in_flight();
+    return nullptr;
+  }
+}
+
+PyObject* python_sdpa(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
+                      PyObject* keywords) noexcept {
+  return vectorcall<call_sdpa>("sdpa", arguments, n_positional, keywords);
+}
+
+PyObject* python_plan(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
+                      PyObject* keywords) noexcept {
+  return vectorcall<call_plan>("plan", arguments, n_positional, keywords);
+}
+
+#define METAL_SDPA_SIGNATURE                                                                  \
+  "($module, /, q, k, v, *, causal=False, q_start=None, scale=None, mask=None, window=None, " \
+  "softcap=None, sinks=None, kv_lengths=None, out=None, return_lse=False, device=None)\n--\n\n"
+
+constexpr const char* kSdpaDoc = "sdpa" METAL_SDPA_SIGNATURE "Scaled-dot-product attention.";
+constexpr const char* kPlanDoc =
+    "plan" METAL_SDPA_SIGNATURE "What sdpa() would do with these arguments, in words.";
+
+template <typename Function>
+PyCFunction as_method(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef g_methods[] = {
+    {"sdpa", as_method(python_sdpa), METH_FASTCALL | METH_KEYWORDS, kSdpaDoc},
+    {"plan", as_method(python_plan), METH_FASTCALL | METH_KEYWORDS, kPlanDoc},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+void bind_functional(nb::module_& module) {
+  init_sdpa_call();
+  init_results();
+  if (PyModule_AddFunctions(module.ptr(), g_methods) != 0) nb::raise_python_error();
+}
+
+}  // namespace metal_sdpa::python

@@ -1,0 +1,154 @@
+// Checks of shapes and dtypes between arrays; the core checks the problem itself.
+#include "sdpa_problem.h"
+
+#include <cmath>
+
+#include "core/layout.h"
+
+namespace metal_sdpa::python {
+namespace {
+
+constexpr const char* kDTypes = "f32, f16 or bf16";
+
+/// A dimension that two arrays share.
+void require_extent(Argument argument, const char* extent, std::int64_t got, const char* other,
+                    std::int64_t wanted) {
+  if (got == wanted) return;
+  fail_argument(argument.call, ": ", argument.name, ": ", extent, " ", got, ", but ", other,
+                " has ", wanted);
+}
+
+void require_dtype(Argument argument, DType got, DType wanted) {
+  if (got == wanted) return;
+  fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ",
+       dtype_name(got), ", but q has ", dtype_name(wanted));
+}
+
+void check_shapes(const char* call, const Array& q, const Array& k, const Array& v) {
+  const Argument k_argument{call, "k"};
+  const Argument v_argument{call, "v"};
+  require_extent(k_argument, "batch", k.shape[0], "q", q.shape[0]);
+  require_extent(k_argument, "head_dim", k.shape[3], "q", q.shape[3]);
+  require_extent(v_argument, "batch", v.shape[0], "q", q.shape[0]);
+  require_extent(v_argument, "n_kv_heads", v.shape[1], "k", k.shape[1]);
+  require_extent(v_argument, "kv_capacity", v.shape[2], "k", k.shape[2]);
+  require_dtype(k_argument, k.dtype, q.dtype);
+  require_dtype(v_argument, v.dtype, q.dtype);
+}
+
+void set_shape(SdpaProblem& problem, const Array& q, const Array& k, const Array& v) {
+  problem.dtype = q.dtype;
+  problem.batch = q.shape[0];
+  problem.n_heads = q.shape[1];
+  problem.seq_len = q.shape[2];
+  problem.head_dim = q.shape[3];
+  problem.n_kv_heads = k.shape[1];
+  problem.kv_capacity = k.shape[2];
+  problem.value_dim = v.shape[3];
+  problem.kv_len = problem.kv_capacity;
+}
+
+void set_options(SdpaProblem& problem, const SdpaCall& call) {
+  if (call.causal != nullptr) problem.causal = to_bool({call.name, "causal"}, call.causal);
+  if (call.return_lse != nullptr) {
+    problem.return_lse = to_bool({call.name, "return_lse"}, call.return_lse);
+  }
+  problem.scale = call.scale == nullptr
+                      ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)))
+                      : static_cast<float>(to_double({call.name, "scale"}, call.scale));
+}
+
+/// One entry for each sequence; the core checks the entries themselves.
+std::vector<std::int64_t> one_each(Argument argument, std::vector<std::int64_t> entries,
+                                   std::int64_t batch) {
+  if (static_cast<std::int64_t>(entries.size()) == batch) return entries;
+  fail_argument(argument.call, ": ", argument.name, ": ", entries.size(),
+                " entries, but the batch has ", batch);
+}
+
+void set_lengths(SdpaProblem& problem, const SdpaCall& call) {
+  if (call.kv_lengths != nullptr) {
+    const Argument argument{call.name, "kv_lengths"};
+    IntOrList lengths = to_int_or_list(argument, call.kv_lengths);
+    if (lengths.single) problem.kv_len = lengths.value;
+    if (!lengths.single) problem.kv_lengths = one_each(argument, lengths.list, problem.batch);
+  }
+  if (call.q_start != nullptr) {
+    const Argument argument{call.name, "q_start"};
+    IntOrList starts = to_int_or_list(argument, call.q_start);
+    if (starts.single) problem.q_start = starts.value;
+    if (!starts.single) problem.q_starts = one_each(argument, starts.list, problem.batch);
+  }
+}
+
+}  // namespace
+
+Array import_tensor(Argument argument, PyObject* object, const char* extents) {
+  Array array = import_array(argument, object, Lifetime::borrowed, kDTypes);
+  // NumPy has no bfloat16 of its own: its uint16 arrays hold bfloat16 bits.
+  if (array.dtype == DType::u16 && array.type.framework == Framework::numpy) {
+    array.dtype = DType::bf16;
+  }
+  const DType dtype = array.dtype;
+  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
+    fail_dtype(argument, dtype_name(dtype), kDTypes);
+  }
+  if (array.ndim != 4) {
+    fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(), " has ",
+                  array.ndim, " dimensions, takes ", extents);
+  }
+  return array;
+}
+
+TensorLayout tensor_layout(Argument argument, const Array& array) {
+  if (array.shape[3] > 1 && array.strides[3] != 1) {
+    fail_argument(argument.call, ": ", argument.name, ": the last dimension has a stride of ",
+                  array.strides[3], " elements, takes 1");
+  }
+  return {0, array.strides[0], array.strides[1], array.strides[2]};
+}
+
+Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
+                   TensorLayout& layout) {
+  const std::int64_t size = static_cast<std::int64_t>(dtype_size(array.dtype));
+  const TensorView view{array.shape[0], array.shape[1], array.shape[2],
+                        array.shape[3], layout,         size};
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+  if (!element_extent(view, first, last)) {
+    fail_argument(argument.call, ": ", argument.name,
+                  ": its strides reach further than 64 bits count");
+  }
+  if (array.data == nullptr) {
+    fail_argument(argument.call, ": ", argument.name, ": the array has no memory");
+  }
+  const std::int64_t elements = last - first + 1;
+  layout.offset = -first;
+  const auto byte_len = static_cast<std::size_t>(elements * size);
+  if (array.on_metal) {
+    const std::uint64_t offset = array.byte_offset + static_cast<std::uint64_t>(first * size);
+    return device.wrap_native(array.data, offset, byte_len, array.dtype, {elements}, array.owner);
+  }
+  const HostMemory memory{static_cast<char*>(array.data) + first * size, byte_len, array.read_only,
+                          array.owner};
+  return device.wrap(memory, array.dtype, {elements});
+}
+
+SdpaInputs read_sdpa_inputs(const SdpaCall& call) {
+  SdpaInputs inputs;
+  inputs.q = import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]");
+  inputs.k = import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]");
+  inputs.v = import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]");
+  check_shapes(call.name, inputs.q, inputs.k, inputs.v);
+  SdpaProblem& problem = inputs.problem;
+  set_shape(problem, inputs.q, inputs.k, inputs.v);
+  set_options(problem, call);
+  set_lengths(problem, call);
+  problem.set_packed_layouts();
+  problem.q = tensor_layout({call.name, "q"}, inputs.q);
+  problem.k = tensor_layout({call.name, "k"}, inputs.k);
+  problem.v = tensor_layout({call.name, "v"}, inputs.v);
+  return inputs;
+}
+
+}  // namespace metal_sdpa::python
