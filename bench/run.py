@@ -42,9 +42,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", metavar="A,B", help=f"of {','.join(PEERS)}; none: only ours")
     parser.add_argument("--runs", type=int, help=f"rounds a case ({RUNS}; quick: {QUICK_RUNS})")
     parser.add_argument("--threads", type=int, help="default: what metal_sdpa takes")
-    parser.add_argument(
-        "--budget", type=float, metavar="SECONDS",
-        help=f"after it, cases get {LATE_RUNS} rounds ({BUDGET}; quick: {QUICK_BUDGET})")  # fmt: skip
+    budget = f"seconds after which cases get {LATE_RUNS} rounds ({BUDGET}; quick: {QUICK_BUDGET})"
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help=budget)
     parser.add_argument("--out", type=Path, default=Path("build/bench-results"), metavar="DIR")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
@@ -146,6 +145,8 @@ class Run:
                 progress.update(task, description=case.key)
                 measurements.append(self.measure(case))
                 progress.advance(task)
+                if not self.console.is_terminal:
+                    self.console.print(f"{len(measurements)}/{len(cases)} {case.key}")
             for dtype in curves:
                 progress.update(task, description=f"t(L) {dtype}")
                 lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
