@@ -4,12 +4,15 @@
 #include <cstdint>
 
 #include "metal_sdpa/buffer.h"
+#include "metal_sdpa/export.h"
 #include "metal_sdpa/sdpa.h"
 
 namespace metal_sdpa {
 
+// Exported functions serve the bindings; no public header declares them.
+
 /// Bytes that a packed tensor of `shape` takes; InvalidArgument where 64 bits do not hold it.
-std::size_t shape_byte_len(const Shape& shape, DType dtype, const char* call);
+METAL_SDPA_API std::size_t shape_byte_len(const Shape& shape, DType dtype, const char* call);
 
 /// A tensor of a problem: its extents, its layout and the size of one element.
 struct TensorView {
@@ -22,7 +25,7 @@ struct TensorView {
 };
 
 /// Elements first..last (inclusive) from the start of the buffer; false where 64 bits overflow.
-bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last);
+METAL_SDPA_API bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last);
 
 /// True where two different elements of the view share bytes.
 bool overlaps_itself(const TensorView& view);
