@@ -1,4 +1,6 @@
 // sdpa() and plan(): arrays of any framework in, the caller's own out.
+#include <optional>
+
 #include "bindings.h"
 #include "device.h"
 #include "errors.h"
@@ -16,10 +18,14 @@ const Device& cpu_device() {
   return *device;
 }
 
-/// Where the arrays are, unless the call names a device.
-Device choose_device(const SdpaCall& call, const SdpaInputs& inputs) {
-  if (call.device != nullptr) return to_device({call.name, "device"}, call.device);
-  return inputs.q.on_metal ? Device("metal") : cpu_device();
+/// Where the arrays are, unless the call names a device, which `named` then holds.
+const Device& choose_device(const SdpaCall& call, const SdpaInputs& inputs,
+                            std::optional<Device>& named) {
+  if (call.device != nullptr) {
+    if (nb::isinstance<Device>(call.device)) return nb::cast<Device&>(nb::handle(call.device));
+    return named.emplace(to_device({call.name, "device"}, call.device));
+  }
+  return inputs.q.on_metal ? named.emplace("metal") : cpu_device();
 }
 
 void check_features(const SdpaCall& call, DeviceKind kind) {
@@ -38,10 +44,10 @@ void require_place(const SdpaCall& call, const char* name, const Array& array,
 }
 
 /// `out` as the caller gave it, checked as far as the core does not.
-Array import_out(const SdpaCall& call, const SdpaInputs& inputs) {
+void import_out(const SdpaCall& call, const SdpaInputs& inputs, Array& out) {
   const Argument argument{call.name, "out"};
   const SdpaProblem& problem = inputs.problem;
-  Array out = import_tensor(argument, call.out, "[B, Hq, L, Dv]");
+  import_tensor(argument, call.out, "[B, Hq, L, Dv]", out);
   if (out.read_only) fail_argument(call.name, ": out: is read-only");
   if (out.dtype != problem.dtype) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
@@ -51,7 +57,6 @@ Array import_out(const SdpaCall& call, const SdpaInputs& inputs) {
   if (out.shape_list() != wanted) {
     fail_argument(call.name, ": out: shape ", out.shape_list(), ", takes ", wanted);
   }
-  return out;
 }
 
 /// The output and, where asked for, the lse of a call.
@@ -60,23 +65,22 @@ struct Outputs {
   Result lse;
 };
 
-Outputs make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {
+void make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
+                  Outputs& outputs) {
   SdpaProblem& problem = inputs.problem;
   const Argument argument{call.name, "q"};
   const std::int64_t shape[4] = {problem.batch, problem.n_heads, problem.seq_len,
                                  problem.value_dim};
-  Outputs outputs;
   if (call.out != nullptr) {
-    outputs.out.array = import_out(call, inputs);
+    import_out(call, inputs, outputs.out.array);
     outputs.out.object = nb::borrow(nb::handle(call.out));
     problem.out = tensor_layout({call.name, "out"}, outputs.out.array);
   } else {
-    outputs.out = make_result(argument, device, inputs.q, call.q, problem.dtype, shape, 4);
+    make_result(argument, device, inputs.q, call.q, problem.dtype, shape, 4, outputs.out);
   }
   if (problem.return_lse) {
-    outputs.lse = make_result(argument, device, inputs.q, call.q, DType::f32, shape, 3);
+    make_result(argument, device, inputs.q, call.q, DType::f32, shape, 3, outputs.lse);
   }
-  return outputs;
 }
 
 Buffer output_buffer(const SdpaCall& call, const Device& device, Result& result,
@@ -105,11 +109,14 @@ void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, Outputs
 }
 
 nb::object call_sdpa(const SdpaCall& call) {
-  SdpaInputs inputs = read_sdpa_inputs(call);
-  const Device device = choose_device(call, inputs);
+  SdpaInputs inputs;
+  read_sdpa_inputs(call, inputs);
+  std::optional<Device> named;
+  const Device& device = choose_device(call, inputs, named);
   check_features(call, device.kind());
   validate_problem(inputs.problem, device.limits(), call.name);
-  Outputs outputs = make_outputs(call, device, inputs);
+  Outputs outputs;
+  make_outputs(call, device, inputs, outputs);
   run(call, device, inputs, outputs);
   const Argument argument{call.name, "q"};
   nb::object out = outputs.out.take(argument, call.q);
@@ -118,8 +125,10 @@ nb::object call_sdpa(const SdpaCall& call) {
 }
 
 nb::object call_plan(const SdpaCall& call) {
-  SdpaInputs inputs = read_sdpa_inputs(call);
-  const Device device = choose_device(call, inputs);
+  SdpaInputs inputs;
+  read_sdpa_inputs(call, inputs);
+  std::optional<Device> named;
+  const Device& device = choose_device(call, inputs, named);
   check_features(call, device.kind());
   const std::string text = plan_sdpa(device, inputs.problem).describe();
   return nb::str(text.c_str());
@@ -169,6 +178,7 @@ PyMethodDef g_methods[] = {
 
 void bind_functional(nb::module_& module) {
   init_sdpa_call();
+  init_arrays();
   init_results();
   if (PyModule_AddFunctions(module.ptr(), g_methods) != 0) nb::raise_python_error();
 }
