@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "device.h"
+#include "docs.h"
 #include "errors.h"
 #include "interrupts.h"
 #include "metal_sdpa/support.h"
@@ -154,14 +155,6 @@ PyObject* python_plan(PyObject*, PyObject* const* arguments, Py_ssize_t n_positi
                       PyObject* keywords) noexcept {
   return vectorcall<call_plan>("plan", arguments, n_positional, keywords);
 }
-
-#define METAL_SDPA_SIGNATURE                                                                  \
-  "($module, /, q, k, v, *, causal=False, q_start=None, scale=None, mask=None, window=None, " \
-  "softcap=None, sinks=None, kv_lengths=None, out=None, return_lse=False, device=None)\n--\n\n"
-
-constexpr const char* kSdpaDoc = "sdpa" METAL_SDPA_SIGNATURE "Scaled-dot-product attention.";
-constexpr const char* kPlanDoc =
-    "plan" METAL_SDPA_SIGNATURE "What sdpa() would do with these arguments, in words.";
 
 template <typename Function>
 PyCFunction as_method(Function function) {
