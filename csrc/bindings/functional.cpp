@@ -10,6 +10,7 @@
 #include "result.h"
 #include "sdpa_call.h"
 #include "sdpa_problem.h"
+#include "staging.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -36,10 +37,12 @@ void check_features(const SdpaCall& call, DeviceKind kind) {
   if (call.sinks != nullptr) require_feature(call.name, kind, "sinks");
 }
 
+/// The CPU takes host memory. Metal takes both when the call asks for Metal by name; host arrays
+/// are not mixed with Metal ones unasked.
 void require_place(const SdpaCall& call, const char* name, const Array& array,
                    const Device& device) {
   const bool metal = device.kind() == DeviceKind::metal;
-  if (array.on_metal == metal) return;
+  if (array.on_metal == metal || (metal && call.device != nullptr)) return;
   fail_argument(call.name, ": ", name, ": is in ", array.on_metal ? "Metal" : "host",
                 " memory, but the device is ", device_kind_name(device.kind()));
 }
@@ -84,29 +87,43 @@ void make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs
   }
 }
 
-Buffer output_buffer(const SdpaCall& call, const Device& device, Result& result,
-                     TensorLayout& layout) {
-  if (result.buffer.valid()) return result.buffer;
-  return wrap_tensor(device, {call.name, "out"}, result.array, layout);
+Buffer input_buffer(const Device& device, Argument argument, const Array& array,
+                    TensorLayout& layout) {
+  if (needs_staging(device, array)) return stage_in(device, array, layout);
+  return wrap_tensor(device, argument, array, layout);
 }
 
-void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, Outputs& outputs) {
+Buffer output_buffer(const Device& device, Argument argument, const Result& result,
+                     TensorLayout& layout) {
+  if (needs_staging(device, result.array)) return stage_empty(device, result.array, layout);
+  if (result.buffer.valid()) return result.buffer;
+  return wrap_tensor(device, argument, result.array, layout);
+}
+
+/// Memory, work, and copies back where the device needed them. Needs no GIL.
+void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const Outputs& outputs) {
   SdpaProblem& problem = inputs.problem;
+  SdpaOperands operands;
+  operands.q = input_buffer(device, {call.name, "q"}, inputs.q, problem.q);
+  operands.k = input_buffer(device, {call.name, "k"}, inputs.k, problem.k);
+  operands.v = input_buffer(device, {call.name, "v"}, inputs.v, problem.v);
+  operands.out = output_buffer(device, {call.name, "out"}, outputs.out, problem.out);
+  TensorLayout packed = tensor_layout({call.name, "lse"}, outputs.lse.array);
+  if (problem.return_lse) {
+    operands.lse = output_buffer(device, {call.name, "lse"}, outputs.lse, packed);
+  }
+  sdpa(device, operands, problem);
+  if (needs_staging(device, outputs.out.array)) stage_out(operands.out, outputs.out.array);
+  if (!problem.return_lse) return;
+  if (needs_staging(device, outputs.lse.array)) stage_out(operands.lse, outputs.lse.array);
+}
+
+void require_places(const SdpaCall& call, const SdpaInputs& inputs, const Outputs& outputs,
+                    const Device& device) {
   require_place(call, "q", inputs.q, device);
   require_place(call, "k", inputs.k, device);
   require_place(call, "v", inputs.v, device);
   require_place(call, "out", outputs.out.array, device);
-  SdpaOperands operands;
-  operands.q = wrap_tensor(device, {call.name, "q"}, inputs.q, problem.q);
-  operands.k = wrap_tensor(device, {call.name, "k"}, inputs.k, problem.k);
-  operands.v = wrap_tensor(device, {call.name, "v"}, inputs.v, problem.v);
-  operands.out = output_buffer(call, device, outputs.out, problem.out);
-  if (problem.return_lse) {
-    operands.lse = outputs.lse.buffer.valid()
-                       ? outputs.lse.buffer
-                       : wrap_array(device, {call.name, "lse"}, outputs.lse.array, DType::f32);
-  }
-  without_gil([&] { sdpa(device, operands, problem); });
 }
 
 nb::object call_sdpa(const SdpaCall& call) {
@@ -118,11 +135,24 @@ nb::object call_sdpa(const SdpaCall& call) {
   validate_problem(inputs.problem, device.limits(), call.name);
   Outputs outputs;
   make_outputs(call, device, inputs, outputs);
-  run(call, device, inputs, outputs);
+  require_places(call, inputs, outputs, device);
+  without_gil([&] { run(call, device, inputs, outputs); });
   const Argument argument{call.name, "q"};
   nb::object out = outputs.out.take(argument, call.q);
   if (!inputs.problem.return_lse) return out;
   return nb::make_tuple(out, outputs.lse.take(argument, call.q));
+}
+
+std::string staging_text(const Device& device, const SdpaInputs& inputs) {
+  std::string names;
+  const auto add = [&](const char* name, const Array& array) {
+    if (needs_staging(device, array)) names += text_of(names.empty() ? "" : ", ", name);
+  };
+  add("q", inputs.q);
+  add("k", inputs.k);
+  add("v", inputs.v);
+  if (names.empty()) return names;
+  return text_of("copies of ", names, " go from host memory to Metal, and results back\n");
 }
 
 nb::object call_plan(const SdpaCall& call) {
@@ -131,7 +161,8 @@ nb::object call_plan(const SdpaCall& call) {
   std::optional<Device> named;
   const Device& device = choose_device(call, inputs, named);
   check_features(call, device.kind());
-  const std::string text = plan_sdpa(device, inputs.problem).describe();
+  std::string text = plan_sdpa(device, inputs.problem).describe();
+  text += staging_text(device, inputs);
   return nb::str(text.c_str());
 }
 

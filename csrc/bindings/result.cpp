@@ -19,6 +19,10 @@ void set_packed(Array& array, const std::int64_t* shape, int ndim) {
     array.strides[i] = stride;
     stride *= shape[i];
   }
+  for (int i = ndim; i < 4; ++i) {  // copies and layouts see [B, Hq, L, 1]
+    array.shape[i] = 1;
+    array.strides[i] = 1;
+  }
 }
 
 nb::object shape_tuple(const std::int64_t* shape, int ndim) {
