@@ -113,8 +113,7 @@ bool grad_mode_is_on() {
 
 /// True where the tensor requires gradients (and grad mode is off: else Unsupported).
 bool check_gradients(Argument argument, PyObject* object) {
-  static PyObject* const name = PyUnicode_InternFromString("requires_grad");
-  const nb::object flag = nb::steal(PyObject_GetAttr(object, name));
+  const nb::object flag = nb::steal(PyObject_GetAttr(object, array_names().requires_grad));
   if (!flag.is_valid()) nb::raise_python_error();
   if (flag.ptr() != Py_True) return false;
   if (grad_mode_is_on()) {
