@@ -20,4 +20,5 @@ run "ruff format" each_source python ruff format --quiet --check
 run "ruff check" each_source python ruff check --quiet
 run "mypy" mypy
 run "hygiene" "$PYTHON" tools/check_hygiene.py
+run "workflows" "$PYTHON" tools/check_workflows.py
 exit "$failed"

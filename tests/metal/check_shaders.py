@@ -32,15 +32,16 @@ MAX_THREADGROUP_BYTES = 32768
 MAX_BUFFER_INDEX = 30  # Metal has 31 buffer arguments
 
 TYPECHECK_FLAGS = (
-    "-x c++ -std=c++14 -fsyntax-only -nostdinc -nostdinc++ -ferror-limit=0 -Wno-everything "
-    "-Werror=c++17-extensions -Werror=c++20-extensions -Werror=c++2b-extensions "
-    "-Werror=vla-extension -Werror=gnu -Wno-gnu-line-marker -Werror=microsoft"
-).split()
+    *("-x", "c++", "-std=c++14", "-fsyntax-only", "-nostdinc", "-nostdinc++", "-ferror-limit=0"),
+    *("-Wno-everything", "-Werror=c++17-extensions", "-Werror=c++20-extensions"),
+    *("-Werror=c++2b-extensions", "-Werror=vla-extension", "-Werror=gnu", "-Wno-gnu-line-marker"),
+    "-Werror=microsoft",
+)
 
 STANDARD_HEADERS = re.compile(r"#\s*include\s*<(?!metal_)([^>]+)>")
 
 
-# --- the lint ----------------------------------------------------------------------------------------
+# --- the lint ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ GLOBAL = re.compile(
     r"(?:\[[^;=]*\]\s*)*(?:\[\[[^;]*\]\]\s*)?(?:=[^;]*|\{[^;]*\})?;$"
 )
 FUNCTION = re.compile(r"(?P<name>\w+)\s*\([^;{}]*\)\s*(?:const\s*)?$")
+DIRECTIVE = re.compile(r"^[ \t]*#(?:\\\n|[^\n])*", re.MULTILINE)
 CALL = re.compile(r"(?<![.:\w])(\w+)\s*(?:<[^;<>(){}]*>\s*)?\(")
 CONDITIONAL = re.compile(r"[ \t]*#[ \t]*(ifdef|ifndef|if|else|elif|endif)\b[ \t]*(\w*)")
 
@@ -121,7 +123,7 @@ def line_at(text: str, offset: int) -> int:
 
 
 def lint(source: str) -> list[Finding]:
-    """What the source of one file holds that Metal forbids; macros and includes stay as they are."""
+    """What one file holds that Metal forbids; macros and includes are not expanded."""
     source = as_metal_sees(source)
     findings = [
         Finding(line_at(source, match.start()), "standard header", match.group(1))
@@ -132,7 +134,7 @@ def lint(source: str) -> list[Finding]:
         for match in pattern.finditer(text):
             findings.append(Finding(line_at(text, match.start()), rule, match.group().strip()))
     findings += high_buffer_indices(text)
-    blocks = list(program_scope(re.sub(r"^[ \t]*#(?:\\\n|[^\n])*", blank, text, flags=re.MULTILINE)))
+    blocks = list(program_scope(DIRECTIVE.sub(blank, text)))
     findings += mutable_globals(blocks)
     findings += recursion(blocks)
     return sorted(findings, key=lambda finding: finding.line)
@@ -247,7 +249,7 @@ def reaches(function: int, calls: list[set[int]]) -> bool:
     return False
 
 
-# --- types -------------------------------------------------------------------------------------------
+# --- types ---------------------------------------------------------------------------------------
 
 
 def build_msl_tool() -> Path:
@@ -280,7 +282,7 @@ def type_errors(tool: Path, shader: Path) -> str:
     return result.stderr if result.returncode != 0 else ""
 
 
-# --- threadgroup memory ------------------------------------------------------------------------------
+# --- threadgroup memory --------------------------------------------------------------------------
 
 DECLARED = re.compile(r"^\s*threadgroup\s+(?!\w[\w:<>, ]*[*&])[\w:<>, ]+?\s\w+\s*\[", re.MULTILINE)
 
@@ -323,7 +325,7 @@ def memory_errors(sources: dict[Path, str], limit: int = MAX_THREADGROUP_BYTES) 
     return problems
 
 
-# --- the checks themselves ---------------------------------------------------------------------------
+# --- the checks themselves -----------------------------------------------------------------------
 
 EXPECT = re.compile(r"// expect: (.+)$", re.MULTILINE)
 
