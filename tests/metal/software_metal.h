@@ -53,14 +53,14 @@ long software_metal_live_objects(const char* class_name);
 const char* software_metal_live_report(void);
 
 enum {
-  SOFTWARE_METAL_DISPATCHES = 0,       /* dispatches executed */
-  SOFTWARE_METAL_BARRIERS = 1,         /* memory barriers encoded */
-  SOFTWARE_METAL_COMMAND_BUFFERS = 2,  /* command buffers executed */
-  SOFTWARE_METAL_COMPILES = 3,         /* runs of the shader compiler (a cache hit is none) */
-  SOFTWARE_METAL_ENCODERS = 4,         /* compute encoders made */
-  SOFTWARE_METAL_LIBRARIES = 5,        /* libraries made */
-  SOFTWARE_METAL_PIPELINES = 6,        /* pipeline states made */
-  SOFTWARE_METAL_THREADGROUPS = 7      /* threadgroups executed */
+  SOFTWARE_METAL_DISPATCHES = 0,      /* dispatches executed */
+  SOFTWARE_METAL_BARRIERS = 1,        /* memory barriers encoded */
+  SOFTWARE_METAL_COMMAND_BUFFERS = 2, /* command buffers executed */
+  SOFTWARE_METAL_COMPILES = 3,        /* runs of the shader compiler (a cache hit is none) */
+  SOFTWARE_METAL_ENCODERS = 4,        /* compute encoders made */
+  SOFTWARE_METAL_LIBRARIES = 5,       /* libraries made */
+  SOFTWARE_METAL_PIPELINES = 6,       /* pipeline states made */
+  SOFTWARE_METAL_THREADGROUPS = 7     /* threadgroups executed */
 };
 /* Since the start or the last software_metal_reset_counts. */
 uint64_t software_metal_count(int what);

@@ -264,8 +264,10 @@ void register_command_classes(Registry& registry) {
 void CommandQueue::enter() {
   std::unique_lock<std::mutex> lock(mutex);
   if (unfinished_ >= max_command_buffers && committed_ == 0) {
-    violation("commandBuffer: %lu command buffers of the queue are not committed: it would wait "
-              "forever", unfinished_);
+    violation(
+        "commandBuffer: %lu command buffers of the queue are not committed: it would wait "
+        "forever",
+        unfinished_);
   } else {
     left_.wait(lock, [&] { return unfinished_ < max_command_buffers; });
   }

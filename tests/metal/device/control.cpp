@@ -29,8 +29,8 @@ struct Faults {
   unsigned delay_us = 0;
 };
 
-// SOFTWARE_METAL_SEED is a number or "random". Where it is set the seed is printed, so that a failed
-// run can be had again; without it every run has seed 1.
+// SOFTWARE_METAL_SEED is a number or "random". Where it is set the seed is printed, so that a
+// failed run can be had again; without it every run has seed 1.
 std::uint64_t seed_of_environment() {
   const char* text = std::getenv("SOFTWARE_METAL_SEED");
   if (text == nullptr) return 1;

@@ -142,8 +142,8 @@ struct DeviceMethods : Device {
     if (reflection != nullptr) *reflection = nullptr;
     return new_pipeline(function, 0, error);
   }
-  Object* pipeline_of_descriptor(PipelineDescriptor* descriptor, unsigned long,
-                                 Object** reflection, Error** error) {
+  Object* pipeline_of_descriptor(PipelineDescriptor* descriptor, unsigned long, Object** reflection,
+                                 Error** error) {
     if (reflection != nullptr) *reflection = nullptr;
     Pipeline* made = new_pipeline(descriptor->function.get(), descriptor->max_threads, error);
     if (made == nullptr) return nullptr;
@@ -230,9 +230,8 @@ void register_device_classes(Registry& registry) {
       .method<&M::pipeline_of_descriptor>(
           "newComputePipelineStateWithDescriptor:options:reflection:error:")
       .method<&M::new_residency_set>("newResidencySetWithDescriptor:error:");
-  Builder<Fence>(registry)
-      .method<&Labelled::get_label>("label")
-      .method<&Labelled::set_label>("setLabel:");
+  Builder<Fence>(registry).method<&Labelled::get_label>("label").method<&Labelled::set_label>(
+      "setLabel:");
   using B = BufferMethods;
   Builder<Buffer>(registry)
       .method<&B::get_contents>("contents")

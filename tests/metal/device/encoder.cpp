@@ -180,8 +180,8 @@ struct Methods : ComputeEncoder {
     if (!is_open(call)) return;
     std::string wrong = check_dispatch(*this, grid, group_size);
     if (!wrong.empty()) {
-      return violation("%s: %s%s%s", call, pipeline ? pipeline->name() : "",
-                       pipeline ? ": " : "", wrong.c_str());
+      return violation("%s: %s%s%s", call, pipeline ? pipeline->name() : "", pipeline ? ": " : "",
+                       wrong.c_str());
     }
     Dispatch made;
     made.pipeline = pipeline;
@@ -315,7 +315,8 @@ bool ComputeEncoder::is_open(const char* call) const {
 }
 
 void ComputeEncoder::end() {
-  if (!debug_groups.empty()) violation("endEncoding with %zu debug groups open", debug_groups.size());
+  if (!debug_groups.empty())
+    violation("endEncoding with %zu debug groups open", debug_groups.size());
   ended = true;
   command_buffer->open_encoder = nullptr;
   pipeline = nullptr;

@@ -43,7 +43,7 @@ software_metal_switch_stack:
   .size software_metal_switch_stack, .-software_metal_switch_stack
 )");
 namespace {
-constexpr std::size_t kSavedWords = 7;   // six registers and the return address
+constexpr std::size_t kSavedWords = 7;  // six registers and the return address
 constexpr std::size_t kEntryWord = 6;
 constexpr std::size_t kEntryMisalign = 8;  // at a function's first instruction
 }  // namespace

@@ -40,8 +40,8 @@ int list_kernels(const std::string& source, const ShaderOptions& options) {
 
 int print_form(const std::string& source, const ShaderOptions& options, bool for_host) {
   std::string log;
-  std::string text = for_host ? host_form(source, options, log)
-                              : typecheck_text(source, options, log);
+  std::string text =
+      for_host ? host_form(source, options, log) : typecheck_text(source, options, log);
   std::fputs(log.c_str(), stderr);
   std::fputs(text.c_str(), stdout);
   return text.empty() ? 1 : 0;

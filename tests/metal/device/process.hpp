@@ -12,7 +12,8 @@ struct ProcessResult {
 };
 
 /// Runs `arguments[0]` (searched in PATH) with standard output and standard error in one file.
-ProcessResult run_process(const std::vector<std::string>& arguments, const std::string& output_path);
+ProcessResult run_process(const std::vector<std::string>& arguments,
+                          const std::string& output_path);
 
 std::string read_file(const std::string& path, bool& ok);
 bool write_file(const std::string& path, const std::string& text);

@@ -29,8 +29,8 @@ struct Simdgroup {
 /// Values shared by the threads of a threadgroup.
 struct Group {
   Uint3 position_in_grid;
-  Uint3 threads;              ///< of this threadgroup; fewer at the edge of a nonuniform grid
-  Uint3 dispatched_threads;   ///< of a full threadgroup
+  Uint3 threads;             ///< of this threadgroup; fewer at the edge of a nonuniform grid
+  Uint3 dispatched_threads;  ///< of a full threadgroup
   Uint3 groups_in_grid;
   Uint3 threads_in_grid;
   unsigned simdgroups;
@@ -76,9 +76,9 @@ struct Argument {
   const char* name;
   ArgumentKind kind;
   unsigned index;
-  unsigned size;        ///< bytes of the type pointed or referred to
-  unsigned align;       ///< its alignment
-  bool is_reference;    ///< the whole object must be there
+  unsigned size;      ///< bytes of the type pointed or referred to
+  unsigned align;     ///< its alignment
+  bool is_reference;  ///< the whole object must be there
   bool is_read_only;
   const bool* enabled;  ///< function constant that decides whether it exists; null: always
 };
@@ -89,12 +89,25 @@ struct Function {
   void (*entry)(const Thread&);
   const Argument* arguments;
   unsigned n_arguments;
-  unsigned max_threads;              ///< 0 where the kernel states none
+  unsigned max_threads;                ///< 0 where the kernel states none
   const unsigned* required_constants;  ///< positions in Module::constants that must have a value
   unsigned n_required_constants;
 };
 
-enum class ConstantType : unsigned { boolean, i8, u8, i16, u16, i32, u32, i64, u64, f16, f32, other };
+enum class ConstantType : unsigned {
+  boolean,
+  i8,
+  u8,
+  i16,
+  u16,
+  i32,
+  u32,
+  i64,
+  u64,
+  f16,
+  f32,
+  other
+};
 
 struct FunctionConstant {
   const char* name;

@@ -61,7 +61,7 @@ std::string cpu_features() {
 const std::string& toolchain_text() {
   static const std::string& text = *new std::string([] {
     std::string all = compiler() + cpu_features();
-    struct stat status {};
+    struct stat status{};
     if (stat(compiler().c_str(), &status) == 0) {
       all += format("%lld %lld", static_cast<long long>(status.st_size),
                     static_cast<long long>(status.st_mtime));
@@ -77,10 +77,8 @@ const std::string& toolchain_text() {
 }
 
 std::vector<std::string> common_flags() {
-  return {"-x",        "c++",
-          "-nostdinc", "-nostdinc++",
-          "-w",        "-ferror-limit=50",
-          "-fno-color-diagnostics"};
+  return {
+      "-x", "c++", "-nostdinc", "-nostdinc++", "-w", "-ferror-limit=50", "-fno-color-diagnostics"};
 }
 
 std::vector<std::string> code_flags() {
@@ -104,8 +102,9 @@ std::vector<std::string> code_flags() {
 }
 
 std::vector<std::string> option_flags(const ShaderOptions& options) {
-  std::vector<std::string> flags = {"-D__METAL__=1", "-D__METAL_VERSION__=310", "-D__METAL_MACOS__=1",
-                                    "-D__HAVE_BFLOAT__=1", "-D__HAVE_SIMDGROUP_MATRIX__=1"};
+  std::vector<std::string> flags = {"-D__METAL__=1", "-D__METAL_VERSION__=310",
+                                    "-D__METAL_MACOS__=1", "-D__HAVE_BFLOAT__=1",
+                                    "-D__HAVE_SIMDGROUP_MATRIX__=1"};
   for (const auto& [name, value] : options.macros) flags.push_back("-D" + name + "=" + value);
   for (const std::string& directory : options.include_directories) {
     flags.push_back("-I" + directory);

@@ -9,15 +9,22 @@
 namespace software_metal {
 namespace {
 
-const std::set<std::string_view> kBuiltinValues = {
-    "thread_position_in_grid",        "thread_position_in_threadgroup",
-    "thread_index_in_threadgroup",    "thread_index_in_simdgroup",
-    "threadgroup_position_in_grid",   "threads_per_threadgroup",
-    "dispatch_threads_per_threadgroup", "threadgroups_per_grid",
-    "threads_per_grid",               "simdgroup_index_in_threadgroup",
-    "simdgroups_per_threadgroup",     "dispatch_simdgroups_per_threadgroup",
-    "threads_per_simdgroup",          "thread_execution_width",
-    "grid_size",                      "grid_origin"};
+const std::set<std::string_view> kBuiltinValues = {"thread_position_in_grid",
+                                                   "thread_position_in_threadgroup",
+                                                   "thread_index_in_threadgroup",
+                                                   "thread_index_in_simdgroup",
+                                                   "threadgroup_position_in_grid",
+                                                   "threads_per_threadgroup",
+                                                   "dispatch_threads_per_threadgroup",
+                                                   "threadgroups_per_grid",
+                                                   "threads_per_grid",
+                                                   "simdgroup_index_in_threadgroup",
+                                                   "simdgroups_per_threadgroup",
+                                                   "dispatch_simdgroups_per_threadgroup",
+                                                   "threads_per_simdgroup",
+                                                   "thread_execution_width",
+                                                   "grid_size",
+                                                   "grid_origin"};
 
 class Parser {
  public:
@@ -37,7 +44,9 @@ class Parser {
   bool is_identifier(std::size_t i) const {
     return i < tokens_.size() && tokens_[i].kind == TokenKind::identifier;
   }
-  std::size_t offset_after(std::size_t i) const { return tokens_[i].offset + tokens_[i].text.size(); }
+  std::size_t offset_after(std::size_t i) const {
+    return tokens_[i].offset + tokens_[i].text.size();
+  }
   bool is_attribute(std::size_t i) const { return is(i, "[") && is(i + 1, "["); }
 
   std::string source_text(TokenRange range) const {
@@ -363,7 +372,8 @@ class Parser {
     std::size_t id_end = is(name_end, "<") ? skip_angles(name_end, head.end) : name_end;
     out.function = scope + source_text({i, id_end});
     out.kernel_name = scope + source_text({i, name_end});
-    if (out.host_name.empty()) fail(head.begin, "an explicit kernel instantiation without host_name");
+    if (out.host_name.empty())
+      fail(head.begin, "an explicit kernel instantiation without host_name");
     shader_.instantiations.push_back(std::move(out));
     blank({declaration.head.begin, declaration.end});
   }

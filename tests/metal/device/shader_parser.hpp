@@ -25,7 +25,7 @@ struct ParsedKernel {
   std::string template_header;  ///< "template <...>" or ""
   std::string max_threads;      ///< expression or ""
   std::vector<KernelParameter> parameters;
-  std::size_t after = 0;        ///< offset behind its definition
+  std::size_t after = 0;  ///< offset behind its definition
   unsigned line = 0;
 };
 
@@ -44,9 +44,9 @@ struct ParsedConstant {
 
 /// A program-scope constant whose value follows from function constants.
 struct DerivedConstant {
-  std::string name;   ///< without namespaces
-  std::string scope;  ///< "a::b::" or ""
-  std::string value;  ///< expression
+  std::string name;       ///< without namespaces
+  std::string scope;      ///< "a::b::" or ""
+  std::string value;      ///< expression
   std::size_t begin = 0;  ///< offset of the word `constant`
   std::size_t after = 0;  ///< offset behind the declaration
 };
@@ -71,8 +71,8 @@ struct ParsedShader {
   std::vector<ParsedConstant> constants;
   std::vector<DerivedConstant> derived;
   std::vector<ThreadgroupArray> threadgroup_arrays;
-  std::vector<Span> blanks;         ///< text that the host compiler must not see
-  std::vector<Span> variables;      ///< the words `constant` that become `static`
+  std::vector<Span> blanks;              ///< text that the host compiler must not see
+  std::vector<Span> variables;           ///< the words `constant` that become `static`
   std::vector<Span> function_constants;  ///< those of them that declare function constants
   std::vector<std::pair<Span, std::string>> replacements;
   /// Identifiers that the definition of a name mentions: a call graph by name.

@@ -45,9 +45,10 @@ class Finder {
   }
 
   static std::string copies(const std::string& name) {
-    std::string text = format(" %s() = default; %s(const %s&) = default; %s& operator=(const %s&) = "
-                              "default;",
-                              name.c_str(), name.c_str(), name.c_str(), name.c_str(), name.c_str());
+    std::string text = format(
+        " %s() = default; %s(const %s&) = default; %s& operator=(const %s&) = "
+        "default;",
+        name.c_str(), name.c_str(), name.c_str(), name.c_str(), name.c_str());
     for (const char* space : {"constant", "const device", "const threadgroup"}) {
       text += format(" %s(%s %s&); %s& operator=(%s %s&);", name.c_str(), space, name.c_str(),
                      name.c_str(), space, name.c_str());

@@ -273,8 +273,8 @@ bool ThreadgroupEngine::settle_divergent(Simd& simd, std::uint32_t live) {
   std::uint32_t active = 0;
   for (std::uint32_t rest = live; rest != 0; rest &= rest - 1) {
     const Lane& lane = *lanes_[simd.first_lane + nth_bit(rest, 0)];
-    bool same = lane.meeting == lowest->meeting && lane.site == lowest->site &&
-                lane.name == lowest->name;
+    bool same =
+        lane.meeting == lowest->meeting && lane.site == lowest->site && lane.name == lowest->name;
     if (same) active |= 1u << lane.thread.lane;
   }
   resolve_lanes(simd, active, *lowest);

@@ -93,10 +93,11 @@ class Writer {
     std::string text;
     for (const auto& item : array.items) {
       std::string type = format("msl_array_%u", id);
-      text += format("typedef %s %s%s; %s& %s = *static_cast<%s*>(msl_host::threadgroup_array(%u, "
-                     "sizeof(%s)));",
-                     array.type.c_str(), type.c_str(), item.dimensions.c_str(), type.c_str(),
-                     item.name.c_str(), type.c_str(), id, type.c_str());
+      text += format(
+          "typedef %s %s%s; %s& %s = *static_cast<%s*>(msl_host::threadgroup_array(%u, "
+          "sizeof(%s)));",
+          array.type.c_str(), type.c_str(), item.dimensions.c_str(), type.c_str(),
+          item.name.c_str(), type.c_str(), id, type.c_str());
       ++id;
     }
     edits_.push_back({{array.begin, array.end}, text});
@@ -105,9 +106,10 @@ class Writer {
   // The limit may name template parameters, so it becomes a template beside the kernel.
   void insert_limit(const ParsedKernel& kernel) {
     if (kernel.max_threads.empty()) return;
-    insert(kernel.after, format(" %s struct msl_limit_%s { static constexpr unsigned value = (%s); };",
-                                kernel.template_header.c_str(), unscoped(kernel.name).c_str(),
-                                kernel.max_threads.c_str()));
+    insert(kernel.after,
+           format(" %s struct msl_limit_%s { static constexpr unsigned value = (%s); };",
+                  kernel.template_header.c_str(), unscoped(kernel.name).c_str(),
+                  kernel.max_threads.c_str()));
   }
 
   // Function constants get a second variable that says whether they have a value. It stands in
@@ -123,10 +125,9 @@ class Writer {
 
   // The source with the edits in it.
   std::string spliced() {
-    std::sort(edits_.begin(), edits_.end(),
-                     [](const Edit& a, const Edit& b) {
-                return std::pair(a.span.begin, a.span.end) < std::pair(b.span.begin, b.span.end);
-              });
+    std::sort(edits_.begin(), edits_.end(), [](const Edit& a, const Edit& b) {
+      return std::pair(a.span.begin, a.span.end) < std::pair(b.span.begin, b.span.end);
+    });
     std::string out = "#line 1 \"program_source\"\n";
     std::size_t at = 0;
     for (const Edit& edit : edits_) {
@@ -163,10 +164,11 @@ class Writer {
       out += format("%smsl_derive_%s();\n", derived.scope.c_str(), derived.name.c_str());
     }
     out += "}\n}\n";
-    out += format("extern \"C\" __attribute__((visibility(\"default\"))) const msl_host::Module "
-                  "msl_module = {msl_host::kAbiVersion, %zu, msl_functions, %zu, msl_constants, "
-                  "&msl_derive, &msl_host::current, &msl_host::runtime};\n",
-                  entries.size(), shader_.constants.size());
+    out += format(
+        "extern \"C\" __attribute__((visibility(\"default\"))) const msl_host::Module "
+        "msl_module = {msl_host::kAbiVersion, %zu, msl_functions, %zu, msl_constants, "
+        "&msl_derive, &msl_host::current, &msl_host::runtime};\n",
+        entries.size(), shader_.constants.size());
     return out;
   }
 
@@ -183,8 +185,8 @@ class Writer {
         throw TranslationError(format("program_source:%u: error: no kernel named '%s'", made.line,
                                       made.kernel_name.c_str()));
       }
-      entries.push_back({made.host_name, made.function,
-                         made.function.substr(made.kernel_name.size()), kernel});
+      entries.push_back(
+          {made.host_name, made.function, made.function.substr(made.kernel_name.size()), kernel});
     }
     return entries;
   }
@@ -218,9 +220,8 @@ class Writer {
     // Qualified: a kernel may share its name with a function of the metal namespace.
     std::string qualified = "::" + entry.function;
     const char* function = qualified.c_str();
-    std::string out =
-        format("typedef msl_host::KernelEntry<decltype(&%s), &%s%s> msl_entry_%zu;\n", function,
-               function, types.c_str(), i);
+    std::string out = format("typedef msl_host::KernelEntry<decltype(&%s), &%s%s> msl_entry_%zu;\n",
+                             function, function, types.c_str(), i);
     out += format("const char* const msl_names_%zu[] = {%snullptr};\n", i, names.c_str());
     out += format("const bool* const msl_enabled_%zu[] = {%snullptr};\n", i, enabled.c_str());
     out += format("const msl_entry_%zu::Table msl_arguments_%zu(msl_names_%zu, msl_enabled_%zu);\n",
@@ -238,19 +239,21 @@ class Writer {
       limit = "::" + entry.kernel->scope + "msl_limit_" + unscoped(entry.kernel->name) +
               entry.template_arguments + "::value";
     }
-    return format("{\"%s\", &msl_entry_%zu::run, msl_arguments_%zu.items, msl_arguments_%zu.count, "
-                  "%s, msl_required_%zu, %zu},\n",
-                  entry.host_name.c_str(), i, i, i, limit.c_str(), i,
-                  required_constants(*entry.kernel).size());
+    return format(
+        "{\"%s\", &msl_entry_%zu::run, msl_arguments_%zu.items, msl_arguments_%zu.count, "
+        "%s, msl_required_%zu, %zu},\n",
+        entry.host_name.c_str(), i, i, i, limit.c_str(), i,
+        required_constants(*entry.kernel).size());
   }
 
   static std::string constant_row(const ParsedConstant& constant) {
     std::string qualified = "::" + constant.name;
     const char* name = qualified.c_str();
-    return format("{\"%s\", (%s), sizeof(%s), msl_host::ConstantTypeOf<decltype(%s)>::value, &%s, "
-                  "&::%smsl_defined_%s},\n",
-                  unscoped(constant.name).c_str(), constant.index.c_str(), name, name, name,
-                  scope_of(constant.name).c_str(), unscoped(constant.name).c_str());
+    return format(
+        "{\"%s\", (%s), sizeof(%s), msl_host::ConstantTypeOf<decltype(%s)>::value, &%s, "
+        "&::%smsl_defined_%s},\n",
+        unscoped(constant.name).c_str(), constant.index.c_str(), name, name, name,
+        scope_of(constant.name).c_str(), unscoped(constant.name).c_str());
   }
 
   std::string qualified_constant(const std::string& name, unsigned line) const {

@@ -51,9 +51,9 @@ class Finder {
   std::size_t end_of_vector(std::size_t i) const {
     if (is(i, "vec") && is(i + 1, "<")) return skip_angles(i + 1);
     if (aliases_.count(std::string(text(i))) != 0) return i + 1;
-    static const std::set<std::string_view> scalars = {
-        "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "half", "bfloat",
-        "float"};
+    static const std::set<std::string_view> scalars = {"char", "uchar",  "short", "ushort",
+                                                       "int",  "uint",   "long",  "ulong",
+                                                       "half", "bfloat", "float"};
     std::string_view name = text(i);
     if (name.size() < 4 || name.back() < '2' || name.back() > '4') return 0;
     if (name.substr(0, 7) == "packed_") name.remove_prefix(7);

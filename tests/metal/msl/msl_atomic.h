@@ -13,17 +13,16 @@ struct atomic {
   T value;
 };
 
-#define MSL_ATOMIC_FETCH(name, expression)                                          \
-  template <class T, class V>                                                       \
-  inline T atomic_fetch_##name##_explicit(volatile atomic<T>* object, V operand,    \
-                                          memory_order) {                           \
-    T old = object->value, by = (T)operand;                                         \
-    object->value = (T)(expression);                                                \
-    return old;                                                                     \
+#define MSL_ATOMIC_FETCH(name, expression)                                                       \
+  template <class T, class V>                                                                    \
+  inline T atomic_fetch_##name##_explicit(volatile atomic<T>* object, V operand, memory_order) { \
+    T old = object->value, by = (T)operand;                                                      \
+    object->value = (T)(expression);                                                             \
+    return old;                                                                                  \
   }
 MSL_ATOMIC_FETCH(add, old + by)
 MSL_ATOMIC_FETCH(sub, old - by)
-MSL_ATOMIC_FETCH(and, old & by)
+MSL_ATOMIC_FETCH(and, old& by)
 MSL_ATOMIC_FETCH(or, old | by)
 MSL_ATOMIC_FETCH(xor, old ^ by)
 MSL_ATOMIC_FETCH(max, old < by ? by : old)

@@ -51,8 +51,14 @@ template <class P>
 constexpr Argument describe(ArgumentKind kind, unsigned index, const char* name,
                             const bool* enabled) {
   typedef typename Pointee<P>::type T;
-  return {name, kind, index, SizeOf<T>::size, SizeOf<T>::align, Pointee<P>::is_reference,
-          IsConst<T>::value, enabled};
+  return {name,
+          kind,
+          index,
+          SizeOf<T>::size,
+          SizeOf<T>::align,
+          Pointee<P>::is_reference,
+          IsConst<T>::value,
+          enabled};
 }
 
 template <unsigned kIndex>
@@ -157,10 +163,10 @@ template <class T>
 struct ConstantTypeOf {
   static constexpr ConstantType value = ConstantType::other;
 };
-#define MSL_CONSTANT_TYPE(type, name)                          \
-  template <>                                                  \
-  struct ConstantTypeOf<type> {                                \
-    static constexpr ConstantType value = ConstantType::name;  \
+#define MSL_CONSTANT_TYPE(type, name)                         \
+  template <>                                                 \
+  struct ConstantTypeOf<type> {                               \
+    static constexpr ConstantType value = ConstantType::name; \
   };
 MSL_CONSTANT_TYPE(bool, boolean)
 MSL_CONSTANT_TYPE(signed char, i8)

@@ -92,19 +92,19 @@ inline T fract(T x) {
 
 // ----- Scalar functions of the C library, applied to each element
 
-#define MSL_LIBRARY(name, builtin)                                    \
-  template <class T>                                                  \
-  inline T msl_##name(T x, msl_count<1>) {                            \
-    return (T)builtin((float)x);                                      \
-  }                                                                   \
-  template <class T, int N>                                           \
-  inline T msl_##name(T x, msl_count<N>) {                            \
+#define MSL_LIBRARY(name, builtin)                                       \
+  template <class T>                                                     \
+  inline T msl_##name(T x, msl_count<1>) {                               \
+    return (T)builtin((float)x);                                         \
+  }                                                                      \
+  template <class T, int N>                                              \
+  inline T msl_##name(T x, msl_count<N>) {                               \
     for (int i = 0; i < N; ++i) x[i] = msl_##name(x[i], msl_count<1>()); \
-    return x;                                                         \
-  }                                                                   \
-  template <class T>                                                  \
-  inline T name(T x) {                                                \
-    return msl_##name(x, msl_count<msl_shape<T>::size>());            \
+    return x;                                                            \
+  }                                                                      \
+  template <class T>                                                     \
+  inline T name(T x) {                                                   \
+    return msl_##name(x, msl_count<msl_shape<T>::size>());               \
   }
 MSL_LIBRARY(acos, __builtin_acosf)
 MSL_LIBRARY(asin, __builtin_asinf)

@@ -104,8 +104,8 @@ inline void simdgroup_store(simdgroup_matrix<T, 8, 8> matrix, T* destination,
   ulong row = ::msl_host::matrix_row(lane), column = ::msl_host::matrix_column(lane);
   T* to = destination + origin.y * elements_per_row + origin.x;
   for (ulong i = 0; i < 2; ++i) {
-    ulong at = transpose ? (column + i) * elements_per_row + row
-                         : row * elements_per_row + column + i;
+    ulong at =
+        transpose ? (column + i) * elements_per_row + row : row * elements_per_row + column + i;
     to[at] = matrix.thread_elements()[i];
   }
 }

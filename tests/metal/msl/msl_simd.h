@@ -2,8 +2,8 @@
 #ifndef SOFTWARE_METAL_MSL_SIMD_H
 #define SOFTWARE_METAL_MSL_SIMD_H
 
-#include "msl_math.h"
 #include "../device/shader_abi.hpp"
+#include "msl_math.h"
 
 namespace msl_host {
 
@@ -152,11 +152,11 @@ inline void simdgroup_barrier(mem_flags, MSL_SITE) {
                             nullptr);
 }
 
-#define MSL_REDUCTION(name, combine)                                                       \
-  template <class T>                                                                       \
-  inline T name(T value, MSL_SITE) {                                                       \
-    return ::msl_host::exchange<T>(                                                        \
-        #name, MSL_HERE, &::msl_host::resolve_reduction<T, ::msl_host::combine>, value);   \
+#define MSL_REDUCTION(name, combine)                                                               \
+  template <class T>                                                                               \
+  inline T name(T value, MSL_SITE) {                                                               \
+    return ::msl_host::exchange<T>(#name, MSL_HERE,                                                \
+                                   &::msl_host::resolve_reduction<T, ::msl_host::combine>, value); \
   }
 MSL_REDUCTION(simd_sum, Sum)
 MSL_REDUCTION(simd_product, Product)
@@ -219,8 +219,8 @@ class simd_vote {
 };
 
 inline simd_vote simd_ballot(bool value, MSL_SITE) {
-  return simd_vote(::msl_host::exchange<ulong>("simd_ballot", MSL_HERE,
-                                               &::msl_host::resolve_ballot, value));
+  return simd_vote(
+      ::msl_host::exchange<ulong>("simd_ballot", MSL_HERE, &::msl_host::resolve_ballot, value));
 }
 inline simd_vote simd_active_threads_mask(MSL_SITE) {
   return simd_vote(::msl_host::exchange<ulong>("simd_active_threads_mask", MSL_HERE,
@@ -234,8 +234,8 @@ inline bool simd_all(bool value, MSL_SITE) {
          0;
 }
 inline bool simd_is_first(MSL_SITE) {
-  ulong active = ::msl_host::exchange<ulong>("simd_is_first", MSL_HERE,
-                                             &::msl_host::resolve_active, true);
+  ulong active =
+      ::msl_host::exchange<ulong>("simd_is_first", MSL_HERE, &::msl_host::resolve_active, true);
   return (unsigned)__builtin_ctzl(active) == ::msl_host::current->lane;
 }
 

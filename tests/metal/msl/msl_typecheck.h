@@ -83,12 +83,12 @@ simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(V value);
 template <class T, int Cols, int Rows, class V>
 simdgroup_matrix<T, Cols, Rows> make_diagonal_simdgroup_matrix(V value);
 
-#define MSL_MATRIX_MEMORY(space)                                                             \
-  template <class T>                                                                         \
-  void simdgroup_load(simdgroup_matrix<T, 8, 8>& matrix, const space T* source,              \
+#define MSL_MATRIX_MEMORY(space)                                                              \
+  template <class T>                                                                          \
+  void simdgroup_load(simdgroup_matrix<T, 8, 8>& matrix, const space T* source,               \
                       ulong elements_per_row = 8, ulong2 origin = 0, bool transpose = false); \
-  template <class T>                                                                         \
-  void simdgroup_store(simdgroup_matrix<T, 8, 8> matrix, space T* destination,               \
+  template <class T>                                                                          \
+  void simdgroup_store(simdgroup_matrix<T, 8, 8> matrix, space T* destination,                \
                        ulong elements_per_row = 8, ulong2 origin = 0, bool transpose = false);
 MSL_MATRIX_MEMORY(device)
 MSL_MATRIX_MEMORY(threadgroup)
@@ -108,29 +108,29 @@ template <class T>
 struct atomic {
   T value;
 };
-#define MSL_ATOMICS(space)                                                                     \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_add_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_sub_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_and_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_or_explicit(volatile space atomic<T>* object, V operand, memory_order);       \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_xor_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_max_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T, class V>                                                                  \
-  T atomic_fetch_min_explicit(volatile space atomic<T>* object, V operand, memory_order);      \
-  template <class T>                                                                           \
-  T atomic_load_explicit(const volatile space atomic<T>* object, memory_order);                \
-  template <class T, class V>                                                                  \
-  void atomic_store_explicit(volatile space atomic<T>* object, V value, memory_order);         \
-  template <class T, class V>                                                                  \
-  T atomic_exchange_explicit(volatile space atomic<T>* object, V value, memory_order);         \
-  template <class T, class V>                                                                  \
-  bool atomic_compare_exchange_weak_explicit(volatile space atomic<T>* object, T* expected,    \
+#define MSL_ATOMICS(space)                                                                  \
+  template <class T, class V>                                                               \
+  T atomic_fetch_add_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T, class V>                                                               \
+  T atomic_fetch_sub_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T, class V>                                                               \
+  T atomic_fetch_and_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T, class V>                                                               \
+  T atomic_fetch_or_explicit(volatile space atomic<T>* object, V operand, memory_order);    \
+  template <class T, class V>                                                               \
+  T atomic_fetch_xor_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T, class V>                                                               \
+  T atomic_fetch_max_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T, class V>                                                               \
+  T atomic_fetch_min_explicit(volatile space atomic<T>* object, V operand, memory_order);   \
+  template <class T>                                                                        \
+  T atomic_load_explicit(const volatile space atomic<T>* object, memory_order);             \
+  template <class T, class V>                                                               \
+  void atomic_store_explicit(volatile space atomic<T>* object, V value, memory_order);      \
+  template <class T, class V>                                                               \
+  T atomic_exchange_explicit(volatile space atomic<T>* object, V value, memory_order);      \
+  template <class T, class V>                                                               \
+  bool atomic_compare_exchange_weak_explicit(volatile space atomic<T>* object, T* expected, \
                                              V value, memory_order, memory_order);
 MSL_ATOMICS(device)
 MSL_ATOMICS(threadgroup)

@@ -122,20 +122,18 @@ inline V msl_make(A a, B b, Rest... rest) {
 }  // namespace metal
 using metal::msl_make;
 
-#define MSL_VECTORS(name, type)                                              \
-  typedef type name##2 __attribute__((ext_vector_type(2)));                  \
-  typedef type name##3 __attribute__((ext_vector_type(3)));                  \
-  typedef type name##4 __attribute__((ext_vector_type(4)));                  \
-  typedef type packed_##name##2                                              \
-      __attribute__((ext_vector_type(2), aligned(__alignof__(type))));       \
-  typedef type packed_##name##4                                              \
-      __attribute__((ext_vector_type(4), aligned(__alignof__(type))));       \
-  namespace metal {                                                          \
-  using ::name##2;                                                           \
-  using ::name##3;                                                           \
-  using ::name##4;                                                           \
-  using ::packed_##name##2;                                                  \
-  using ::packed_##name##4;                                                  \
+#define MSL_VECTORS(name, type)                                                                  \
+  typedef type name##2 __attribute__((ext_vector_type(2)));                                      \
+  typedef type name##3 __attribute__((ext_vector_type(3)));                                      \
+  typedef type name##4 __attribute__((ext_vector_type(4)));                                      \
+  typedef type packed_##name##2 __attribute__((ext_vector_type(2), aligned(__alignof__(type)))); \
+  typedef type packed_##name##4 __attribute__((ext_vector_type(4), aligned(__alignof__(type)))); \
+  namespace metal {                                                                              \
+  using ::name##2;                                                                               \
+  using ::name##3;                                                                               \
+  using ::name##4;                                                                               \
+  using ::packed_##name##2;                                                                      \
+  using ::packed_##name##4;                                                                      \
   }
 MSL_VECTORS(char, signed char)
 MSL_VECTORS(uchar, unsigned char)
@@ -187,31 +185,31 @@ namespace metal {
 template <class T>
 struct numeric_limits;
 
-#define MSL_FLOAT_LIMITS(type, largest, smallest, step, n_digits)                     \
-  template <>                                                                         \
-  struct numeric_limits<type> {                                                       \
+#define MSL_FLOAT_LIMITS(type, largest, smallest, step, n_digits)                      \
+  template <>                                                                          \
+  struct numeric_limits<type> {                                                        \
     static constexpr bool is_specialized = true, is_signed = true, is_integer = false; \
-    static constexpr int digits = n_digits;                                           \
-    static constexpr type max() { return (type)(largest); }                           \
-    static constexpr type lowest() { return (type)(-(largest)); }                     \
-    static constexpr type min() { return (type)(smallest); }                          \
-    static constexpr type epsilon() { return (type)(step); }                          \
-    static constexpr type infinity() { return (type)__builtin_inff(); }               \
-    static constexpr type quiet_NaN() { return (type)__builtin_nanf(""); }            \
+    static constexpr int digits = n_digits;                                            \
+    static constexpr type max() { return (type)(largest); }                            \
+    static constexpr type lowest() { return (type)(-(largest)); }                      \
+    static constexpr type min() { return (type)(smallest); }                           \
+    static constexpr type epsilon() { return (type)(step); }                           \
+    static constexpr type infinity() { return (type)__builtin_inff(); }                \
+    static constexpr type quiet_NaN() { return (type)__builtin_nanf(""); }             \
   };
 MSL_FLOAT_LIMITS(float, 3.402823466e+38f, 1.175494351e-38f, 1.192092896e-07f, 24)
 MSL_FLOAT_LIMITS(half, 65504.0f, 6.103515625e-05f, 9.765625e-04f, 11)
 MSL_FLOAT_LIMITS(bfloat, 3.38953139e+38f, 1.175494351e-38f, 7.8125e-03f, 8)
 #undef MSL_FLOAT_LIMITS
 
-#define MSL_INTEGER_LIMITS(type, smallest, largest)                                   \
-  template <>                                                                         \
-  struct numeric_limits<type> {                                                       \
-    static constexpr bool is_specialized = true, is_integer = true;                   \
-    static constexpr bool is_signed = (type)(-1) < (type)0;                           \
-    static constexpr type max() { return largest; }                                   \
-    static constexpr type min() { return smallest; }                                  \
-    static constexpr type lowest() { return smallest; }                               \
+#define MSL_INTEGER_LIMITS(type, smallest, largest)                 \
+  template <>                                                       \
+  struct numeric_limits<type> {                                     \
+    static constexpr bool is_specialized = true, is_integer = true; \
+    static constexpr bool is_signed = (type)(-1) < (type)0;         \
+    static constexpr type max() { return largest; }                 \
+    static constexpr type min() { return smallest; }                \
+    static constexpr type lowest() { return smallest; }             \
   };
 MSL_INTEGER_LIMITS(signed char, -128, 127)
 MSL_INTEGER_LIMITS(unsigned char, 0, 255)

@@ -1,8 +1,9 @@
 // Foundation classes, as far as users of metal-cpp meet them.
 #include "foundation.hpp"
 
-#include <cstring>
 #include <strings.h>
+
+#include <cstring>
 
 #include "../device/report.hpp"
 
@@ -279,8 +280,8 @@ struct ErrorMethods : Error {
   Object* info() { return user_info.get(); }
   Object* text_value() {
     if (!text.empty()) return String::make(text);
-    return String::make(format("The operation couldn't be completed. (%s error %ld.)",
-                               domain.c_str(), code));
+    return String::make(
+        format("The operation couldn't be completed. (%s error %ld.)", domain.c_str(), code));
   }
   Object* nothing() { return nullptr; }
 };

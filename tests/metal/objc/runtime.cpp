@@ -148,8 +148,8 @@ Class* Registry::find(std::string_view name) const {
 
 Class& Registry::define(const char* name, const char* superclass) {
   Class* parent = superclass != nullptr ? find(superclass) : nullptr;
-  auto* meta = new Class(std::string(name) + " class", parent ? parent->metaclass() : nullptr,
-                         nullptr);
+  auto* meta =
+      new Class(std::string(name) + " class", parent ? parent->metaclass() : nullptr, nullptr);
   auto* cls = new Class(name, parent, meta);
   class_table()[cls->name()] = cls;
   classes_.push_back(cls);
@@ -188,7 +188,8 @@ extern "C" {
 // Called by the trampolines with the receiver and the selector of a message.
 __attribute__((visibility("hidden"))) software_metal::Method software_metal_find_method(
     Object* receiver, software_metal::Selector selector) {
-  if (receiver == nullptr) return reinterpret_cast<software_metal::Method>(&software_metal::answer_nothing);
+  if (receiver == nullptr)
+    return reinterpret_cast<software_metal::Method>(&software_metal::answer_nothing);
   if (software_metal::Method method = receiver->cls().find(selector)) return method;
   software_metal::respond_to_unknown(receiver, selector);
   return reinterpret_cast<software_metal::Method>(&software_metal::answer_nothing);

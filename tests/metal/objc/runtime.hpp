@@ -129,7 +129,9 @@ class Builder {
     return *this;
   }
   /// `alloc` makes a T by its default constructor.
-  Builder& allocatable() { return class_method<&make>("alloc").template class_method<&make>("new"); }
+  Builder& allocatable() {
+    return class_method<&make>("alloc").template class_method<&make>("new");
+  }
 
  private:
   static Object* make() { return new T(); }

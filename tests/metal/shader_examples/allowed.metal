@@ -36,8 +36,7 @@ template <typename T>
 kernel void scaled(device const T* x [[buffer(0)]], device T* y [[buffer(1)]],
                    constant Sizes& constant_sizes [[buffer(2)]],
                    device const Sizes* more [[buffer(30)]],
-                   threadgroup float* shared [[threadgroup(0)]],
-                   uint i [[thread_position_in_grid]],
+                   threadgroup float* shared [[threadgroup(0)]], uint i [[thread_position_in_grid]],
                    uint lane [[thread_index_in_simdgroup]]) {
   const Sizes sizes = constant_sizes;  // a copy from another address space
   Sizes other = sizes;

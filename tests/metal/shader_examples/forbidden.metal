@@ -1,11 +1,11 @@
 // What the lint of check_shaders.py must find, each at its line.
-#include <metal_stdlib>
 #include <cmath>  // expect: standard header
+#include <metal_stdlib>
 
 using namespace metal;
 
-float total = 0.0f;          // expect: mutable global
-static int counts[4];        // expect: mutable global
+float total = 0.0f;    // expect: mutable global
+static int counts[4];  // expect: mutable global
 constant float scale = 2.0f;
 
 namespace inner {
@@ -43,10 +43,10 @@ inline void allocate() {
 }
 
 inline void fail(int x) {
-  if (x < 0) throw x;  // expect: exception
-  if (x > 9) goto end;  // expect: goto
+  if (x < 0) throw x;         // expect: exception
+  if (x > 9) goto end;        // expect: goto
   thread_local int kept = 0;  // expect: thread_local
-  asm("nop");  // expect: inline assembly
+  asm("nop");                 // expect: inline assembly
 end:
   return;
 }

@@ -3,6 +3,4 @@
 using namespace metal;
 
 // expect: type error read-only
-kernel void stores(constant float* x [[buffer(0)]]) {
-  x[0] = 1.0f;
-}
+kernel void stores(constant float* x [[buffer(0)]]) { x[0] = 1.0f; }

@@ -1,10 +1,11 @@
 // What the tests of the software device share: a device in record mode, short ways to dispatch.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <Foundation/Foundation.hpp>
 #include <Metal/Metal.hpp>
 #include <cstdint>
-#include <doctest/doctest.h>
 #include <initializer_list>
 #include <string>
 #include <vector>
@@ -70,9 +71,9 @@ class Fixture {
   }
 
   /// A pipeline of the function `name` of `source`; null with `error` set otherwise.
-  NS::SharedPtr<MTL::ComputePipelineState> pipeline(const std::string& source,
-                                                    const std::string& name,
-                                                    std::initializer_list<Constant> constants = {}) {
+  NS::SharedPtr<MTL::ComputePipelineState> pipeline(
+      const std::string& source, const std::string& name,
+      std::initializer_list<Constant> constants = {}) {
     Compiled compiled = compile(source);
     error = compiled.error;
     if (!compiled.library) {
@@ -82,8 +83,9 @@ class Fixture {
     return pipeline(compiled.library.get(), name, constants);
   }
 
-  NS::SharedPtr<MTL::ComputePipelineState> pipeline(MTL::Library* library, const std::string& name,
-                                                    std::initializer_list<Constant> constants = {}) {
+  NS::SharedPtr<MTL::ComputePipelineState> pipeline(
+      MTL::Library* library, const std::string& name,
+      std::initializer_list<Constant> constants = {}) {
     NS::Error* failure = nullptr;
     auto values = NS::TransferPtr(MTL::FunctionConstantValues::alloc()->init());
     for (const Constant& constant : constants) {

@@ -78,7 +78,8 @@ TEST_CASE("an unbound buffer is reported by name") {
   Encoding encoding;
   encoding.encoder->setBuffer(nullptr, 0, 1);
   encoding.dispatch();
-  CHECK(Fixture::take_violations() == "dispatchThreadgroups: copy: buffer 'to' at index 1 is not bound");
+  CHECK(Fixture::take_violations() ==
+        "dispatchThreadgroups: copy: buffer 'to' at index 1 is not bound");
 }
 
 TEST_CASE("a buffer at the wrong index leaves the right one unbound") {

@@ -28,8 +28,9 @@ int filled(Fixture& fixture, const NS::SharedPtr<MTL::ComputePipelineState>& sta
 
 TEST_CASE("what does not compile gives an error with file, line and text") {
   Fixture fixture;
-  Compiled compiled = fixture.compile("kernel void broken(device float* x [[buffer(0)]]) {\n"
-                                      "  x[0] = unknown;\n}\n");
+  Compiled compiled = fixture.compile(
+      "kernel void broken(device float* x [[buffer(0)]]) {\n"
+      "  x[0] = unknown;\n}\n");
   CHECK(!compiled.library);
   CHECK_CONTAINS(compiled.error, "program_source:4:");
   CHECK_CONTAINS(compiled.error, "use of undeclared identifier 'unknown'");
@@ -57,8 +58,9 @@ TEST_CASE("a source is compiled once, whatever comes between") {
 
 TEST_CASE("macros are part of what is compiled") {
   Fixture fixture;
-  const std::string source = "kernel void fill(device int* x [[buffer(0)]], "
-                             "uint i [[thread_position_in_grid]]) { x[i] = VALUE; }\n";
+  const std::string source =
+      "kernel void fill(device int* x [[buffer(0)]], "
+      "uint i [[thread_position_in_grid]]) { x[i] = VALUE; }\n";
   for (int value : {3, 4}) {
     auto options = NS::TransferPtr(MTL::CompileOptions::alloc()->init());
     const NS::Object* values[] = {NS::Number::number(value)};

@@ -39,7 +39,8 @@ TEST_CASE("a message to a deallocated object is reported and answers nothing") {
   MTL::CommandQueue* queue = fixture.device->newCommandQueue();
   queue->release();
   CHECK(queue->commandBuffer() == nullptr);
-  CHECK(fixture.take_violations() == "message 'commandBuffer' sent to a deallocated MTLCommandQueue");
+  CHECK(fixture.take_violations() ==
+        "message 'commandBuffer' sent to a deallocated MTLCommandQueue");
 }
 
 TEST_CASE("an unknown method is reported") {
@@ -104,7 +105,8 @@ TEST_CASE("arrays, dictionaries, numbers, errors, URLs") {
   NS::Error* error = NS::Error::error(str("domain"), 12, nullptr);
   CHECK(error->code() == 12);
   CHECK(std::string(error->domain()->utf8String()) == "domain");
-  CHECK(std::string(NS::URL::fileURLWithPath(str("/a b/c"))->fileSystemRepresentation()) == "/a b/c");
+  CHECK(std::string(NS::URL::fileURLWithPath(str("/a b/c"))->fileSystemRepresentation()) ==
+        "/a b/c");
 }
 
 TEST_CASE("autorelease without a pool is reported") {

@@ -18,7 +18,8 @@ std::string reversal(const char* barrier) {
 kernel void reverse(device float* out [[buffer(0)]], threadgroup float* tile [[threadgroup(0)]],
                     uint i [[thread_index_in_threadgroup]]) {
   tile[i] = float(i);
-  )") + barrier + R"(
+  )") + barrier +
+         R"(
   out[i] = tile[127 - i];
 }
 )";
@@ -37,8 +38,8 @@ bool reverses(Fixture& fixture, const NS::SharedPtr<MTL::ComputePipelineState>& 
 
 TEST_CASE("with its barrier a kernel is right under every seed") {
   Fixture fixture;
-  auto state = fixture.pipeline(
-      reversal("threadgroup_barrier(mem_flags::mem_threadgroup);"), "reverse");
+  auto state =
+      fixture.pipeline(reversal("threadgroup_barrier(mem_flags::mem_threadgroup);"), "reverse");
   for (unsigned seed = 0; seed < 20; ++seed) {
     software_metal_set_seed(seed);
     CHECK(reverses(fixture, state));
@@ -65,7 +66,8 @@ kernel void rotate(device float* out [[buffer(0)]], threadgroup float* tile [[th
     tile[i] = float(i * 10 + step);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     sum += tile[(i + 64) % 128];
-    )") + barrier + R"(
+    )") + barrier +
+           R"(
   }
   out[i] = sum;
 }
@@ -96,7 +98,8 @@ TEST_CASE("lanes of one simdgroup need simdgroup_barrier to see each other's sto
 kernel void neighbour(device float* out [[buffer(0)]], threadgroup float* tile [[threadgroup(0)]],
                       uint i [[thread_index_in_simdgroup]]) {
   tile[i] = float(i);
-  )") + barrier + "out[i] = tile[(i + 1) % 32];\n}\n";
+  )") + barrier +
+           "out[i] = tile[(i + 1) % 32];\n}\n";
   };
   auto is_right = [&](const char* barrier, unsigned seed) {
     auto state = fixture.pipeline(source(barrier), "neighbour");
@@ -122,7 +125,8 @@ kernel void peek(device float* out [[buffer(0)]], threadgroup float* tile [[thre
   out[group] = tile[3];
   tile[3] = 1.0f;
 }
-)", "peek");
+)",
+                                "peek");
   auto out = fixture.buffer(16);
   CHECK(fixture.run(state, {out}, {4, 1, 1}, {1, 1, 1}, {16}) == kCompleted);
   for (int i = 0; i < 4; ++i) CHECK(std::isnan(Fixture::data<float>(out)[i]));
@@ -136,7 +140,8 @@ kernel void leave(device float* out [[buffer(0)]], uint i [[thread_index_in_thre
   threadgroup_barrier(mem_flags::mem_threadgroup);
   out[i] = 1;
 }
-)", "leave");
+)",
+                                "leave");
   auto out = fixture.buffer(256);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {64, 1, 1}) == kFailed);
   std::string report = Fixture::take_violations();
@@ -157,7 +162,8 @@ kernel void part(device float* out [[buffer(0)]], uint s [[simdgroup_index_in_th
   }
   out[s] = 1;
 }
-)", "part");
+)",
+                                "part");
   auto out = fixture.buffer(256);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {64, 1, 1}) == kFailed);
   std::string report = Fixture::take_violations();
@@ -173,12 +179,13 @@ kernel void half_mma(device float* out [[buffer(0)]], uint lane [[thread_index_i
   if (lane < 16) simdgroup_multiply_accumulate(a, a, a, a);
   out[lane] = a.thread_elements().x;
 }
-)", "half_mma");
+)",
+                                "half_mma");
   auto out = fixture.buffer(256);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {32, 1, 1}) == kFailed);
   CHECK_CONTAINS(Fixture::take_violations(), "simdgroup_multiply_accumulate");
-  auto good = fixture.pipeline(
-      reversal("threadgroup_barrier(mem_flags::mem_threadgroup);"), "reverse");
+  auto good =
+      fixture.pipeline(reversal("threadgroup_barrier(mem_flags::mem_threadgroup);"), "reverse");
   CHECK(reverses(fixture, good));
 }
 
@@ -206,7 +213,8 @@ kernel void reduce(device const float* x [[buffer(0)]], device float* out [[buff
   row[14] = simd_prefix_inclusive_sum(v);
   row[15] = simd_sum(half(v));
 }
-)", "reduce");
+)",
+                                "reduce");
   std::vector<float> x(32);
   for (int i = 0; i < 32; ++i) x[i] = float(i + 1);
   auto in = fixture.buffer(x), out = fixture.buffer(32 * 16 * 4);
@@ -244,7 +252,8 @@ kernel void active(device float* out [[buffer(0)]], uint lane [[thread_index_in_
   }
   out[lane] = sum + 100 * simd_sum(1.0f);
 }
-)", "active");
+)",
+                                "active");
   auto out = fixture.buffer(128);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {32, 1, 1}) == kCompleted);
   for (int lane = 0; lane < 32; ++lane) {
@@ -260,7 +269,8 @@ kernel void count(device float* out [[buffer(0)]], uint i [[thread_index_in_thre
                   uint n [[simdgroups_per_threadgroup]]) {
   out[i] = simd_sum(1.0f) + 1000 * n;
 }
-)", "count");
+)",
+                                "count");
   auto out = fixture.buffer(40 * 4);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {40, 1, 1}) == kCompleted);
   CHECK(Fixture::data<float>(out)[0] == 2032);
@@ -281,7 +291,8 @@ kernel void positions(device uint* out [[buffer(0)]], uint3 at [[thread_position
   ok = ok && size.x == (group.x == 2 ? 2 : 4) && size.y == (group.y == 1 ? 1 : 4);
   out[i] = ok ? i + 1 : 0;
 }
-)", "positions");
+)",
+                                "positions");
   auto out = fixture.buffer(10 * 5 * 2 * 4);
   MTL::CommandBuffer* command_buffer = fixture.queue->commandBuffer();
   MTL::ComputeCommandEncoder* encoder = command_buffer->computeCommandEncoder();
@@ -308,7 +319,8 @@ template <typename T, int N>
   if (i == 0) out[N] = unwritten[0];
 }
 template [[host_name("arrays64")]] [[kernel]] decltype(arrays<float, 64>) arrays<float, 64>;
-)", "arrays64");
+)",
+                                "arrays64");
   auto out = fixture.buffer(65 * 4);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {64, 1, 1}) == kCompleted);
   for (int i = 0; i < 64; ++i) CHECK(Fixture::data<float>(out)[i] == float(63 - i + 70));
@@ -323,7 +335,8 @@ kernel void large(device float* out [[buffer(0)]], uint i [[thread_index_in_thre
   tile[i] = 1;
   out[i] = tile[i];
 }
-)", "large");
+)",
+                                "large");
   auto out = fixture.buffer(128);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {32, 1, 1}) == kFailed);
   CHECK_CONTAINS(Fixture::take_violations(), "32800 bytes of threadgroup memory");
@@ -338,7 +351,8 @@ kernel void past(device float* out [[buffer(0)]], threadgroup float* tile [[thre
   tile[4] = 1;
   out[5] = 1;
 }
-)", "past");
+)",
+                                "past");
   auto out = fixture.buffer(20);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {1, 1, 1}, {16}) == kFailed);
   CHECK_CONTAINS(Fixture::take_violations(), "a write outside of threadgroup memory");
@@ -377,7 +391,8 @@ kernel void multiply(device const float* a [[buffer(0)]], device const float* b 
   simdgroup_store(product, out, 8);
   simdgroup_store(transposed, out + 64, 8, ulong2(0, 0), true);
 }
-)", "multiply");
+)",
+                                "multiply");
   auto a = random_values(256, 1), b = random_values(64, 2);
   auto ba = fixture.buffer(a), bb = fixture.buffer(b), out = fixture.buffer(128 * 4);
   CHECK(fixture.run(state, {ba, bb, out}, {1, 1, 1}, {32, 1, 1}) == kCompleted);
@@ -408,7 +423,8 @@ kernel void layout(device float* out [[buffer(0)]], uint lane [[thread_index_in_
   simdgroup_store(wide, out, 8);
   simdgroup_store(simdgroup_matrix<float, 8, 8>(3), out + 64, 8);
 }
-)", "layout");
+)",
+                                "layout");
   auto out = fixture.buffer(128 * 4);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {32, 1, 1}) == kCompleted);
   for (int lane = 0; lane < 32; ++lane) {
@@ -431,7 +447,8 @@ kernel void mixed(device float* out [[buffer(0)]]) {
 }
 template [[host_name("mixed_half")]] kernel void mixed<half>(device float* out [[buffer(0)]]);
 template [[host_name("mixed_bfloat")]] kernel void mixed<bfloat>(device float* out [[buffer(0)]]);
-)", "mixed_half");
+)",
+                                "mixed_half");
   auto out = fixture.buffer(64 * 4);
   CHECK(fixture.run(state, {out}, {1, 1, 1}, {32, 1, 1}) == kCompleted);
   CHECK(Fixture::data<float>(out)[63] == 4098.25f);
@@ -445,7 +462,8 @@ kernel void through(device float* out [[buffer(0)]], threadgroup float* tile [[t
                     uint lane [[thread_index_in_simdgroup]]) {
   tile[lane * 2] = float(lane * 2);
   tile[lane * 2 + 1] = float(lane * 2 + 1);
-  )") + barrier + R"(
+  )") + barrier +
+           R"(
   simdgroup_float8x8 m;
   simdgroup_load(m, tile, 8);
   simdgroup_store(m, out, 8);
@@ -477,7 +495,8 @@ kernel void arrive(device atomic_uint* next [[buffer(0)]], device uint* out [[bu
                    uint i [[thread_position_in_grid]]) {
   out[i] = atomic_fetch_add_explicit(next, 1u, memory_order_relaxed);
 }
-)", "arrive");
+)",
+                                "arrive");
   auto order = [&](unsigned seed) {
     software_metal_set_seed(seed);
     auto next = fixture.buffer(4), out = fixture.buffer(256 * 4);
