@@ -16,9 +16,12 @@ inline sdpa_i64 sdpa_span_keys(sdpa_i64 span_len, sdpa_i64 kv_len) {
   return span_len;
 }
 
-/// Spans that hold the first `n_keys` of a sequence whose spans have span_keys keys.
+/// Spans that hold the first `n_keys` of a sequence whose spans have span_keys keys. GPUs have no
+/// 64-bit division: theirs is a long subroutine.
 inline sdpa_i64 sdpa_span_count(sdpa_i64 n_keys, sdpa_i64 span_keys) {
-  return (n_keys + span_keys - 1) / span_keys;
+  const sdpa_i64 last = n_keys + span_keys - 1;
+  if (last <= 0xffffffffl) return sdpa_u32(last) / sdpa_u32(span_keys);
+  return last / span_keys;
 }
 
 /// span_len of sdpa_decode: about 32 KB of K and V a span, from 32 to 256 keys.
