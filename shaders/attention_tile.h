@@ -371,15 +371,16 @@ struct AttentionTile {
     }
   }
 
-  /// Keys of a team that is one simdgroup; k holds the first tile and, in decode, v too. The first
-  /// n_all_visible keys are seen by every row. Loads are issued a step before what needs them.
-  void attend(thread const TeamKeys<T>& keys, int n_all_visible, thread KeyTile& k,
-              thread KeyTile& v) {
+  /// Keys of a team that is one simdgroup; k holds the first tile. The first n_all_visible keys
+  /// are seen by every row. Loads are issued a step before what needs them, except V's in prefill,
+  /// whose registers are full.
+  void attend(thread const TeamKeys<T>& keys, int n_all_visible, thread KeyTile& k) {
     for (int first = 0; first < keys.count; first += kKeys) {
       float2 scores[kRowTiles][kKeyTiles];
       Pair weights[kRowTiles][kKeyTiles];
+      KeyTile v;
       const int next = first + kKeys;
-      if (!kPrefill && first > 0) load(keys.v, keys.v_row, first, keys.count, v);
+      if (!kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
       multiply_scores(k, scores);
       if (!kPrefill && next < keys.count) load(keys.k, keys.k_row, next, keys.count, k);
       mask_scores(scores, first, first + kKeys <= n_all_visible);
@@ -391,15 +392,17 @@ struct AttentionTile {
     }
   }
 
-  /// Keys of a team of several simdgroups; k and v hold the first tile. All teams of the
+  /// Keys of a team of several simdgroups; k holds the first tile. All teams of the
   /// threadgroup take max_count / kKeys turns, since they meet at its barriers. `exchange` is the
   /// team's: two buffers, turn_stride apart. A buffer is written again two turns later, after the
   /// barrier of the turn between.
   void attend_sliced(thread const TeamKeys<T>& keys, int n_all_visible, int max_count,
                      threadgroup float2* exchange, int turn_stride, int slice, int lane,
-                     thread KeyTile& k, thread KeyTile& v) {
+                     thread KeyTile& k) {
     threadgroup float2* turn = exchange;
     threadgroup float2* other = exchange + turn_stride;
+    KeyTile v;
+    if (keys.count > 0) load(keys.v, keys.v_row, 0, keys.count, v);
     for (int first = 0; first < max_count; first += kKeys) {
       const bool active = first < keys.count;
       const int next = first + kKeys;
@@ -577,12 +580,8 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
         buffers.q + head_start(args.q_offset, args.q_stride, b, kv_h * heads_per_kv);
     tile.load_q(q_head, args, rows);
   }
-  typename Tile::KeyTile k_tile;
-  typename Tile::KeyTile v_tile;
-  if (keys.count > 0) {
-    tile.load(keys.k, keys.k_row, 0, keys.count, k_tile);
-    if (!kPrefill || Tile::kSlices > 1) tile.load(keys.v, keys.v_row, 0, keys.count, v_tile);
-  }
+  typename Tile::KeyTile first_tile;
+  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
   int n_all_visible = 0;
   if (exists) {
     tile.transpose_q();
@@ -591,14 +590,13 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     n_all_visible = int(metal::min(metal::max(least, 0l), long(keys.count)));
   }
   if (Tile::kSlices == 1) {
-    tile.attend(keys, n_all_visible, k_tile, v_tile);
+    tile.attend(keys, n_all_visible, first_tile);
   } else {
     const int team_scores = Tile::kSlices * Tile::kScores * 32;
     const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
     const long block_count = metal::max(block_keys - first_span * span_keys, 0l);
     tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
-                       exchange + team * team_scores, teams * team_scores, slice, lane, k_tile,
-                       v_tile);
+                       exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);
   }
   // A span in which none of the team's rows has a key is not read by the merge.
   if (exists && (write_output || keys.count > 0)) {

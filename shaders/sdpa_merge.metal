@@ -15,7 +15,7 @@ namespace metal_sdpa {
 constant constexpr int kRuns = 8;
 constant constexpr int kLanes = 32;
 constant constexpr int kBatchSpans = 8;
-constant constexpr int kBatchColumns = 8;
+constant constexpr int kBatchColumns = 4;
 static_assert(SDPA_MAX_SPANS <= kRuns * kLanes, "a lane holds the factor of one span of a run");
 
 /// States of one row: numerators [n_spans, Dv], maximum and sum [n_spans, 2].

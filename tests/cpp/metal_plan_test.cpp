@@ -158,7 +158,7 @@ TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows 
   const Expected cases[] = {
       {1, 128, DType::f16, "sdpa_decode", "sdpa_decode_f16_d128", 4},
       {2, 40, DType::f32, "sdpa_decode", "sdpa_decode_f32_d64", 4},
-      {1, 256, DType::bf16, "sdpa_decode", "sdpa_decode_bf16_d256", 2},
+      {1, 256, DType::bf16, "sdpa_decode", "sdpa_decode_bf16_d256", 4},
       {3, 64, DType::bf16, "sdpa_prefill", "sdpa_prefill_bf16_d64", 4},
       {100, 576, DType::f32, "sdpa_prefill", "sdpa_prefill_f32_d576", 9},
       {100, 8, DType::f16, "sdpa_prefill", "sdpa_prefill_f16_d32", 4},
