@@ -110,7 +110,7 @@ TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") 
   struct Edge {
     std::int64_t rows, keys, width;
   };
-  // Widths 8, 150 and 400 have blocks of 256, 128 and 64 keys, eight to a span.
+  // Widths 8, 200 and 400 have blocks of 256, 128 and 64 keys, eight to a span.
   const std::array<Edge, 18> edges{{{13, 31, 8},
                                     {12, 33, 8},
                                     {11, 63, 8},
@@ -125,8 +125,8 @@ TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") 
                                     {192, 100, 8},
                                     {193, 100, 8},
                                     {385, 300, 4},
-                                    {5, 129, 150},
-                                    {3, 1025, 150},
+                                    {5, 129, 200},
+                                    {3, 1025, 200},
                                     {4, 65, 400},
                                     {3, 513, 400}}};
   for (const std::string& isa : isas()) {

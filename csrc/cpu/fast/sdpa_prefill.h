@@ -3,11 +3,10 @@
 
 namespace metal_sdpa::cpu {
 
-/// Keys of one block: packed once, then used by all rows of a work item while it is in the L2
-/// cache.
+/// Keys of one block: packed once, then used by all rows of a work item while in the L2 cache.
 constexpr int prefill_block_len(int head_dim, int value_dim) {
   const int width = head_dim + value_dim;
-  if (width <= 256) return 256;
+  if (width <= 384) return 256;
   return width <= 768 ? 128 : 64;
 }
 
@@ -16,10 +15,6 @@ constexpr int kPrefillSpanBlocks = 8;
 
 /// Query rows of one work item, where there are as many: enough to make packing cheap, few enough
 /// to leave their operands in the L2 cache. Never changes bits.
-constexpr int prefill_item_rows(int head_dim, int value_dim) {
-  const int width = head_dim + value_dim;
-  if (width <= 256) return 192;
-  return width <= 768 ? 96 : 48;
-}
+constexpr int kPrefillItemRows = 192;
 
 }  // namespace metal_sdpa::cpu

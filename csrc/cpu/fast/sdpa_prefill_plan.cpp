@@ -11,9 +11,7 @@ namespace {
 /// Rows of an item: all items of a KV head about the same.
 std::int64_t item_rows(const SdpaProblem& problem) {
   const std::int64_t rows = rows_per_kv_head(problem);
-  const std::int64_t most =
-      prefill_item_rows(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
-  const std::int64_t n_items = (rows + most - 1) / most;
+  const std::int64_t n_items = (rows + kPrefillItemRows - 1) / kPrefillItemRows;
   return (rows + n_items - 1) / n_items;
 }
 
