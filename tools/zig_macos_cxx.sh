@@ -9,6 +9,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     -framework) shift ;;
     -Wl,-framework,* | -Wl,@* | -Wl,-exported_symbols_list* | -Wl,-dead_strip) ;;
+    -march=armv8.2-a+bf16) arguments+=(-mcpu=generic+bf16+fullfp16) ;;  # zig names CPUs only
     -bundle) arguments+=(-dynamiclib) ;;  # zig's linker makes no bundles
     *) arguments+=("$1") ;;
   esac

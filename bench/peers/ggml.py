@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data import Inputs, aligned_empty
+from ..roofline import flop_count
 from ..shapes import Case
 from .base import Bound, Peer, UnsupportedCaseError, fold_queries, folded_mask, needs_mask
 
 GGML_TYPES = {"f32": 0, "f16": 1, "bf16": 30}  # enum ggml_type
 GRAPH_MEMORY = 1 << 20  # bytes for the descriptions of a graph of one node
+ONE_THREAD_BELOW = 10e6  # flops: then waking a second thread may cost more than it saves
 POLL = 100  # threads spin between graphs, as an engine sets it while it generates
 
 
@@ -186,7 +188,10 @@ class Ggml(Peer):
             self._cpu.ggml_threadpool_pause(self._pool)
 
     def variants(self, case: Case) -> list[str]:
-        return ["gqa", "folded"] if case.group > 1 and case.L <= 64 else ["gqa"]
+        variants = ["gqa", "folded"] if case.group > 1 and case.L <= 64 else ["gqa"]
+        if flop_count(case) < ONE_THREAD_BELOW:
+            variants.append("one thread")
+        return variants
 
     def bind(self, inputs: Inputs, variant: str) -> Bound:
         """q and the output are f32, as the operator has them; K and V have the case's dtype."""
@@ -201,10 +206,11 @@ class Ggml(Peer):
         if needs_mask(case):
             seen = folded_mask(case) if folded else folded_mask(case)[: case.L]
             mask = np.where(seen, 0, -np.inf).astype(np.float16)[None, None]
-        calls = [self._graph(q, k, v, out, mask, inputs) for k, v in inputs.caches]
+        threads = 1 if variant == "one thread" else self.threads
+        calls = [self._graph(q, k, v, out, mask, inputs, threads) for k, v in inputs.caches]
         return Bound(calls, lambda: out.transpose(0, 2, 1, 3).reshape(inputs.q.shape))
 
-    def _graph(self, q, k, v, out, mask, inputs: Inputs):
+    def _graph(self, q, k, v, out, mask, inputs: Inputs, threads: int):
         base, cpu, dtype = self._base, self._cpu, inputs.case.dtype
         context = Context(base)
         mask_tensor = None
@@ -216,7 +222,8 @@ class Ggml(Peer):
         context.point(node, out)
         graph = base.ggml_new_graph(context.handle)
         base.ggml_build_forward_expand(graph, node)
-        plan = cpu.ggml_graph_plan(graph, self.threads, self._pool)
+        pool = self._pool if threads > 1 else None
+        plan = cpu.ggml_graph_plan(graph, threads, pool)
         work = aligned_empty((max(plan.work_size, 1),), np.dtype(np.uint8))
         plan.work_data = work.ctypes.data
         plan_pointer = c.pointer(plan)

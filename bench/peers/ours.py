@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import metal_sdpa
 import numpy as np
+
+import metal_sdpa
 
 from ..data import Inputs, aligned_empty
 from ..shapes import Case

@@ -1,5 +1,5 @@
 // The plan of sdpa_prefill: one step, one work item for some rows of each KV head.
-#include <algorithm>
+#include <bit>
 
 #include "core/plan_args.h"
 #include "cpu/fast/families.h"
@@ -8,11 +8,25 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-/// Rows of an item: all items of a KV head about the same.
+/// Items of one KV head are halved until the problem has so many, as long as each keeps so many
+/// rows: threads without work cost more than packing the same keys again.
+struct Cut {
+  std::int64_t items;
+  std::int64_t rows;
+};
+constexpr Cut kCuts[] = {{16, 96}, {2, 24}};
+
+/// Rows of an item: all items of a KV head about the same. Never changes bits.
 std::int64_t item_rows(const SdpaProblem& problem) {
   const std::int64_t rows = rows_per_kv_head(problem);
-  const std::int64_t n_items = (rows + kPrefillItemRows - 1) / kPrefillItemRows;
-  return (rows + n_items - 1) / n_items;
+  const std::int64_t heads = problem.batch * problem.n_kv_heads;
+  std::int64_t items = (rows + kPrefillItemRows - 1) / kPrefillItemRows;
+  for (const Cut& cut : kCuts) {
+    if (heads * items >= cut.items) continue;
+    items = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(items)));
+    while (heads * items < cut.items && rows >= 2 * items * cut.rows) items *= 2;
+  }
+  return (rows + items - 1) / items;
 }
 
 }  // namespace
