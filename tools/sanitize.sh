@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# sanitize.sh asan|tsan [PYTEST_ARGS...]: builds that preset and runs ctest; asan runs pytest too.
+# sanitize.sh asan|tsan|software-metal-asan [PYTEST_ARGS...]: builds that preset and runs ctest; asan
+# runs pytest too. Under software-metal-asan the shaders are instrumented and buffers end exactly.
 #
 # pytest runs in an interpreter that knows nothing of sanitizers, so the runtime is preloaded, and
 # libstdc++ with it: without that its exceptions are not intercepted. Leaks are looked for by a test
@@ -41,5 +42,9 @@ case $preset in
     build_preset tsan
     run_ctest
     ;;
-  *) die "sanitize.sh: $preset is not asan or tsan" ;;
+  software-metal-asan)
+    build_preset "$preset"
+    ctest --preset "$preset"
+    ;;
+  *) die "sanitize.sh: $preset is not asan, tsan or software-metal-asan" ;;
 esac
