@@ -1,8 +1,9 @@
-"""Compile every shader for the GPU architecture (no GPU needed) and compare hashes with the results.
+"""Compile every shader for the GPU architecture; compare hashes with the results. Needs no GPU.
 
     python tests/gpu/compile_all.py [--jobs N]
 
-Fails where a kernel does not compile. Warns where docs/gpu-results.json was measured with other shaders.
+Fails where a kernel does not compile. Warns where docs/gpu-results.json was measured with other
+shaders.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ def warn_of_stale_results() -> None:
         return
     recorded = json.loads(RESULT_FILE.read_text())["sha256"]
     current = shader_hashes()
-    changed = sorted(n for n in recorded.keys() | current.keys() if recorded.get(n) != current.get(n))
+    changed = sorted(
+        n for n in recorded.keys() | current.keys() if recorded.get(n) != current.get(n)
+    )
     if changed:
-        print(f"warning: {RESULT_FILE.name} was measured with other versions of {', '.join(changed)}")
+        print(
+            f"warning: {RESULT_FILE.name} was measured with other versions of {', '.join(changed)}"
+        )
 
 
 def main() -> int:
