@@ -6,7 +6,8 @@
     python tests/gpu/run.py speed           times against the copy bandwidth of the same run
     python tests/gpu/run.py bytes           DRAM bytes read, by ncu
 
-Needs an sm_90 GPU and its driver, the dependency group `gpu`, a C++ compiler, and compute-sanitizer and ncu for `checkers` and `bytes`.
+Needs an sm_90 GPU and its driver, the dependency group `gpu`, a C++ compiler, and
+compute-sanitizer and ncu for `checkers` and `bytes`.
 """
 
 from __future__ import annotations
