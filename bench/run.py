@@ -29,6 +29,7 @@ from .table import print_family, print_summary
 RUNS = 15
 QUICK_RUNS = 5
 QUICK_CURVE_LENGTHS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33, 48, 64)
+CURVE_RUNS = 7
 LATE_RUNS = 5  # rounds of a case that is reached when the time is spent
 BUDGET, QUICK_BUDGET = 660, 100  # seconds
 SLOW_PEERS = ("mlx",)  # 30 to 100 times behind: left out of --quick
@@ -89,6 +90,7 @@ class Run:
         self.budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
         self.start = time.monotonic()
         self.late = 0  # cases that came after the budget
+        self.interrupted = False
         self.ours, self.threads = self._load_ours(options.threads)
         names, left_out = chosen_peers(options)
         self.peers, absent = load_peers(names, self.threads)
@@ -129,10 +131,20 @@ class Run:
             case, self.ours, self.peers, self.limits, self.pool, self.cache_bytes, self.rounds()
         )
 
-    def measure_cases(self, cases: list[Case], curves: list[str]):
-        """Every case and curve under one progress bar."""
+    def measure_curve(self, dtype: str) -> dict[str, Any]:
+        lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
+        shapes = [curve_case(dtype, L) for L in lengths]
+        runs = min(self.runs, CURVE_RUNS)
+        samples = measure_curve(shapes, self.ours, self.pool, self.cache_bytes, runs)
+        return curve_record(dtype, samples)
+
+    def measure_all(self, cases: list[Case], curves: list[str]):
+        """Every case and curve under one progress bar. Ctrl-C ends the measuring; what was
+        measured before is kept."""
         measurements: list[Measurement] = []
         curve_records: list[dict[str, Any]] = []
+        steps = [(case.key, measurements, self.measure, case) for case in cases]
+        steps += [(f"curve/{dtype}", curve_records, self.measure_curve, dtype) for dtype in curves]
         columns = (
             TextColumn("{task.description:42}"),
             BarColumn(bar_width=30),
@@ -140,22 +152,16 @@ class Run:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("", total=len(cases) + len(curves))
-            for case in cases:
-                progress.update(task, description=case.key)
-                measurements.append(self.measure(case))
-                progress.advance(task)
+            task = progress.add_task("", total=len(steps))
+            for done, (name, records, measure, what) in enumerate(steps):
+                progress.update(task, description=name, completed=done)
                 if not self.console.is_terminal:
-                    self.console.print(f"{len(measurements)}/{len(cases)} {case.key}")
-            for dtype in curves:
-                progress.update(task, description=f"t(L) {dtype}")
-                lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
-                shapes = [curve_case(dtype, L) for L in lengths]
-                samples = measure_curve(
-                    shapes, self.ours, self.pool, self.cache_bytes, self.rounds()
-                )
-                curve_records.append(curve_record(dtype, samples))
-                progress.advance(task)
+                    self.console.print(f"{done + 1}/{len(steps)} {name}")
+                try:
+                    records.append(measure(what))
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                    break
         return measurements, curve_records
 
     def document(self, measurements, curves, peaks: Peaks, seconds: float) -> dict[str, Any]:
@@ -168,6 +174,7 @@ class Run:
                 "only": self.options.only,
                 "runs": self.runs,
                 "late_cases": self.late,
+                "interrupted": self.interrupted,
                 "threads": self.threads,
             },
             "machine": self.facts | {"load_average_after": load_average()},
@@ -192,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(options, console)
     first = run.limits.measure(run.cache_bytes)
     run.describe(first)
-    measurements, curve_records = run.measure_cases(cases, curves)
+    measurements, curve_records = run.measure_all(cases, curves)
     peaks = best_of(first, run.limits.measure(run.cache_bytes))
     seconds = time.monotonic() - run.start
     document = run.document(measurements, curve_records, peaks, seconds)
@@ -215,5 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     write_plot(document, options.out / "bench.png")
     console.print(f"{seconds:.0f} s; {options.out}/bench.json, {options.out}/bench.png")
+    if run.interrupted:
+        console.print("[yellow]interrupted: the cases after that are missing[/]")
+        return 130
     failed = document["summary"]["wrong"] or document["summary"]["not_computed"]
     return 1 if failed else 0
