@@ -13,8 +13,14 @@ endif()
 find_package(nanobind 3.0 CONFIG REQUIRED)
 
 file(GLOB METAL_SDPA_BINDING_SOURCES CONFIGURE_DEPENDS csrc/bindings/*.cpp)
+# Profilers and sanitizers want the symbols.
+set(METAL_SDPA_STRIP "")
+if(METAL_SDPA_DEVELOPER)
+  set(METAL_SDPA_STRIP NOSTRIP)
+endif()
 # NOMINSIZE: nanobind's default -Os costs time in the one place where a tiny call spends it.
-nanobind_add_module(_core STABLE_ABI FREE_THREADED NOMINSIZE NB_STATIC NB_DOMAIN metal_sdpa
+nanobind_add_module(_core STABLE_ABI FREE_THREADED NOMINSIZE NB_STATIC ${METAL_SDPA_STRIP}
+                    NB_DOMAIN metal_sdpa
                     ${METAL_SDPA_BINDING_SOURCES})
 metal_sdpa_compile_options(_core)
 # Nothing outside needs a symbol of the bindings, test builds included.

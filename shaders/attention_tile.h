@@ -25,6 +25,7 @@
 #include "sdpa_spans.h"
 #include "sdpa_tiles.h"
 #include "softmax_state.h"
+#include "unroll.h"
 
 constant bool padded_constant [[function_constant(SDPA_CONSTANT_PADDED)]];
 constant bool padded = is_function_constant_defined(padded_constant) ? padded_constant : false;
@@ -143,7 +144,7 @@ struct AttentionTile {
     }
   }
 
-  /// Loads Q^T: rows are read as those of K are, then transposed. What does not exist is 0.
+  /// Loads Q as K is loaded, for `transpose_q` to finish. What does not exist is 0.
   void load_q(device const T* q_head, thread const SdpaArgs& args, thread const TeamRows& rows) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
@@ -152,6 +153,12 @@ struct AttentionTile {
       device const T* row =
           q_head + rows.element(args.q_stride, exists ? packed : rows.begin) + element(0);
       load_row(row, exists, q[r]);
+    }
+  }
+
+  void transpose_q() {
+    SDPA_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
       for (int f = 0; f < kFragments; ++f) q[r][f] = transposed(q[r][f], at);
     }
@@ -184,7 +191,8 @@ struct AttentionTile {
     }
   }
 
-  /// Loads keys first .. first + kKeys - 1 of count > 0; past the last, the last one again.
+  /// Loads keys first .. first + kKeys - 1, of which at least one is under count; past the last,
+  /// the last one again.
   void load(device const T* start, long row_stride, int first, int count,
             thread KeyTile& tile) const {
     SDPA_UNROLL
@@ -364,28 +372,30 @@ struct AttentionTile {
   }
 
   /// Keys of a team that is one simdgroup; k holds the first tile. The first n_all_visible keys
-  /// are seen by every row. Loads are issued a step before what needs them.
+  /// are seen by every row. Loads are issued a step before what needs them, except V's in prefill,
+  /// whose registers are full.
   void attend(thread const TeamKeys<T>& keys, int n_all_visible, thread KeyTile& k) {
     for (int first = 0; first < keys.count; first += kKeys) {
       float2 scores[kRowTiles][kKeyTiles];
       Pair weights[kRowTiles][kKeyTiles];
       KeyTile v;
+      const int next = first + kKeys;
       if (!kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
       multiply_scores(k, scores);
-      if (!kPrefill) load(keys.k, keys.k_row, first + kKeys, keys.count, k);
+      if (!kPrefill && next < keys.count) load(keys.k, keys.k_row, next, keys.count, k);
       mask_scores(scores, first, first + kKeys <= n_all_visible);
       softmax(scores, weights);
       if (kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
       if (first + kKeys > keys.count) clear_past(first, keys.count, v);
       multiply_values(weights, v);
-      if (kPrefill) load(keys.k, keys.k_row, first + kKeys, keys.count, k);
+      if (kPrefill) load(keys.k, keys.k_row, next, keys.count, k);
     }
   }
 
-  /// Keys of a team of several simdgroups; k holds the first tile. All teams of the threadgroup
-  /// take max_count / kKeys turns, since they meet at its barriers. `exchange` is the team's: two
-  /// buffers, turn_stride apart. A buffer is written again two turns later, after the barrier of
-  /// the turn between.
+  /// Keys of a team of several simdgroups; k holds the first tile. All teams of the
+  /// threadgroup take max_count / kKeys turns, since they meet at its barriers. `exchange` is the
+  /// team's: two buffers, turn_stride apart. A buffer is written again two turns later, after the
+  /// barrier of the turn between.
   void attend_sliced(thread const TeamKeys<T>& keys, int n_all_visible, int max_count,
                      threadgroup float2* exchange, int turn_stride, int slice, int lane,
                      thread KeyTile& k) {
@@ -395,11 +405,12 @@ struct AttentionTile {
     if (keys.count > 0) load(keys.v, keys.v_row, 0, keys.count, v);
     for (int first = 0; first < max_count; first += kKeys) {
       const bool active = first < keys.count;
+      const int next = first + kKeys;
       float2 scores[kRowTiles][kKeyTiles];
       if (active) {
         multiply_scores(k, scores);
         put_scores(scores, turn, slice, lane);
-        load(keys.k, keys.k_row, first + kKeys, keys.count, k);
+        load(keys.k, keys.k_row, next, keys.count, k);
       }
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
@@ -409,11 +420,11 @@ struct AttentionTile {
         softmax(scores, weights);
         if (first + kKeys > keys.count) clear_past(first, keys.count, v);
         multiply_values(weights, v);
-        load(keys.v, keys.v_row, first + kKeys, keys.count, v);
+        load(keys.v, keys.v_row, next, keys.count, v);
       }
-      threadgroup float2* next = other;
-      other = turn;
-      turn = next;
+      threadgroup float2* const used = turn;
+      turn = other;
+      other = used;
     }
   }
 
@@ -519,15 +530,27 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int n_rows = int(args.row_end - args.row_begin) * heads_per_kv;
   const int block_rows = Tile::kRows * row_teams;
   const int row_blocks = (n_rows + block_rows - 1) / block_rows;
-  // The last rows come first: under a causal mask they have the most keys.
-  const int row_block = row_blocks - 1 - int(group.z) % row_blocks;
-  const long first_span = long(args.span_begin) + long(int(group.z) / row_blocks) * span_teams;
-  const long span = first_span + team / row_teams;
+  // Decode has one block and one row team, and waits for no division before its first load.
+  int row_block = 0;
+  int span_block = int(group.z);
+  int row_team = 0;
+  int span_team = team;
+  if (row_blocks > 1) {
+    // The last rows come first: under a causal mask they have the most keys.
+    row_block = row_blocks - 1 - int(group.z) % row_blocks;
+    span_block = int(group.z) / row_blocks;
+  }
+  if (row_teams > 1) {
+    row_team = team % row_teams;
+    span_team = team / row_teams;
+  }
+  const long first_span = long(args.span_begin) + long(span_block * span_teams);
+  const long span = first_span + span_team;
 
   TeamRows rows;
   rows.first_query = args.row_begin;
   rows.group = heads_per_kv;
-  rows.begin = row_block * block_rows + team % row_teams * Tile::kRows;
+  rows.begin = row_block * block_rows + row_team * Tile::kRows;
   rows.end = metal::min(rows.begin + int(Tile::kRows), n_rows);
 
   const long span_keys = sdpa_span_keys(args.span_len, sequence.kv_len);
@@ -540,7 +563,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   if (exists) seen = visible_keys(args, sequence, rows.query(rows.end - 1)) - first_key;
 
   const long b = long(args.batch_begin) + long(group.x);
-  const long kv_h = long(args.head_begin) / heads_per_kv + long(group.y);
+  const long kv_h = long(int(args.head_begin) / heads_per_kv) + long(group.y);
   TeamKeys<T> keys;
   keys.count = int(metal::min(metal::max(seen, 0l), span_keys));
   keys.k_row = args.k_stride.row;
@@ -551,13 +574,17 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
            tile.element(0);
   keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) + first_key * keys.v_row +
            tile.element(0);
-  typename Tile::KeyTile first_tile;
-  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
-  int n_all_visible = 0;
+  // The first loads, all under way at a time; Q first, since it is to be transposed.
   if (exists) {
     device const T* q_head =
         buffers.q + head_start(args.q_offset, args.q_stride, b, kv_h * heads_per_kv);
     tile.load_q(q_head, args, rows);
+  }
+  typename Tile::KeyTile first_tile;
+  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
+  int n_all_visible = 0;
+  if (exists) {
+    tile.transpose_q();
     tile.set_visible(args, sequence, rows, first_key, keys.count);
     const long least = visible_keys(args, sequence, rows.query(rows.begin)) - first_key;
     n_all_visible = int(metal::min(metal::max(least, 0l), long(keys.count)));

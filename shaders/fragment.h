@@ -10,8 +10,7 @@
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
-
-#define SDPA_UNROLL _Pragma("clang loop unroll(full)")
+#include "unroll.h"
 
 constant bool aligned_constant [[function_constant(SDPA_CONSTANT_ALIGNED)]];
 constant bool aligned_rows =

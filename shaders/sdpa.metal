@@ -11,8 +11,7 @@
 #include "softmax_state.h"
 
 constant bool general_constant [[function_constant(SDPA_CONSTANT_GENERAL)]];
-constant bool general =
-    is_function_constant_defined(general_constant) ? general_constant : false;
+constant bool general = is_function_constant_defined(general_constant) ? general_constant : false;
 constant bool packed = !general;
 
 namespace metal_sdpa {
@@ -68,12 +67,8 @@ struct KeyTile {
   long first;
   int count;
 
-  device const T* k_at(int j) const {
-    return k + (first + metal::min(j, count - 1)) * k_row;
-  }
-  device const T* v_at(int j) const {
-    return v + (first + metal::min(j, count - 1)) * v_row;
-  }
+  device const T* k_at(int j) const { return k + (first + metal::min(j, count - 1)) * k_row; }
+  device const T* v_at(int j) const { return v + (first + metal::min(j, count - 1)) * v_row; }
 };
 
 /// Adds q[begin .. end) . k_j to sums[j] for every key of the tile.
@@ -253,7 +248,7 @@ template <typename T>
   if (write_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
 }
 
-#define SDPA_INSTANTIATE(name, type)  \
+#define SDPA_INSTANTIATE(name, type) \
   template [[host_name(name)]] [[kernel]] decltype(sdpa_straight<type>) sdpa_straight<type>;
 SDPA_INSTANTIATE("sdpa", float)
 SDPA_INSTANTIATE("sdpa_f16", half)

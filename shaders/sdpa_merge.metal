@@ -8,19 +8,28 @@
 #include "sdpa_problem.h"
 #include "sdpa_spans.h"
 #include "softmax_state.h"
+#include "unroll.h"
 
 namespace metal_sdpa {
 
 constant constexpr int kRuns = 8;
 constant constexpr int kLanes = 32;
-constant constexpr int kColumns = 4;
-constant constexpr int kBatch = 4;
+constant constexpr int kBatchSpans = 8;
+constant constexpr int kBatchColumns = 4;
+static_assert(SDPA_MAX_SPANS <= kRuns * kLanes, "a lane holds the factor of one span of a run");
 
 /// States of one row: numerators [n_spans, Dv], maximum and sum [n_spans, 2].
 struct RowPartials {
   device const float* numerators;
   device const float2* max_sum;
   int n_spans;
+};
+
+/// Neighbouring spans of a row, those of one simdgroup.
+struct Run {
+  device const float* numerators;  ///< of the first span
+  device const float2* max_sum;
+  int count;
 };
 
 /// Largest maximum; -inf for no span. Every simdgroup finds it for itself.
@@ -32,46 +41,82 @@ inline float largest_maximum(thread const RowPartials& row, int lane) {
   return metal::simd_max(maximum);
 }
 
-/// Sum of weights of spans begin .. end - 1 at the reference.
-inline float run_sum(thread const RowPartials& row, int begin, int end, float reference) {
-  float sum = 0.0f;
-  float compensation = 0.0f;
-  for (int s = begin; s < end; ++s) {
-    const float2 state = row.max_sum[s];
-    compensated_add(sum, compensation, state.y * metal::exp2(state.x - reference));
-  }
-  return sum;
+/// Sum over the lanes, in one order.
+inline float sum_of_lanes(float value) {
+  for (ushort mask = 1; mask < kLanes; mask *= 2) value += metal::simd_shuffle_xor(value, mask);
+  return value;
 }
 
-/// Numerators d, d + 32, d + 64, d + 96 (those below Dv) of spans begin .. end - 1 at the
-/// reference. Loads of kBatch spans are under way at a time.
-inline void run_numerators(thread const RowPartials& row, int begin, int end, float reference,
-                           int d, int value_dim, threadgroup float* sums) {
-  float sum[kColumns];
-  float compensation[kColumns];
-  for (int c = 0; c < kColumns; ++c) sum[c] = compensation[c] = 0.0f;
-  for (int first = begin; first < end; first += kBatch) {
-    float factor[kBatch];
-    float numerator[kBatch][kColumns];
-    for (int s = 0; s < kBatch; ++s) {
-      const int span = metal::min(first + s, end - 1);
-      const float maximum = row.max_sum[span].x;
-      factor[s] = first + s < end ? metal::exp2(maximum - reference) : 0.0f;
-      device const float* source = row.numerators + long(span) * value_dim;
-      for (int c = 0; c < kColumns; ++c) {
-        numerator[s][c] = source[metal::min(d + c * kLanes, value_dim - 1)];
-      }
-    }
-    for (int s = 0; s < kBatch; ++s) {
-      if (first + s >= end) break;
-      for (int c = 0; c < kColumns; ++c) {
-        compensated_add(sum[c], compensation[c], numerator[s][c] * factor[s]);
+/// Numerators of some spans and columns: a lane has columns lane, lane + 32 and so on. All loads
+/// are under way at a time: what merging waits for is memory.
+struct Batch {
+  float numerators[kBatchSpans][kBatchColumns];
+
+  /// Past the run's last span it is the last one again; 0 where no lane has a column.
+  void load(thread const Run& run, int first_span, int first_column, int lane, int value_dim) {
+    SDPA_UNROLL
+    for (int c = 0; c < kBatchColumns; ++c) {
+      const bool exists = first_column + c * kLanes < value_dim;
+      const int column = metal::min(first_column + c * kLanes + lane, value_dim - 1);
+      SDPA_UNROLL
+      for (int s = 0; s < kBatchSpans; ++s) {
+        const int span = metal::min(first_span + s, run.count - 1);
+        numerators[s][c] = exists ? run.numerators[long(span) * value_dim + column] : 0.0f;
       }
     }
   }
-  for (int c = 0; c < kColumns; ++c) {
-    if (d + c * kLanes < value_dim) sums[d + c * kLanes] = sum[c];
+
+  /// Adds the spans, times their factors (lane i has that of span i), to each column's sum. Factors
+  /// are powers of two: only additions round.
+  void add(int first_span, int count, float factor, thread float* sum,
+           thread float* compensation) const {
+    float total[kBatchColumns];
+    SDPA_UNROLL
+    for (int c = 0; c < kBatchColumns; ++c) total[c] = 0.0f;
+    SDPA_UNROLL
+    for (int s = 0; s < kBatchSpans; ++s) {
+      const float own = metal::simd_shuffle(factor, ushort((first_span + s) % kLanes));
+      if (first_span + s >= count) continue;
+      SDPA_UNROLL
+      for (int c = 0; c < kBatchColumns; ++c) total[c] += numerators[s][c] * own;
+    }
+    SDPA_UNROLL
+    for (int c = 0; c < kBatchColumns; ++c) compensated_add(sum[c], compensation[c], total[c]);
   }
+};
+
+/// What a simdgroup leaves for the others: its run's numerators at the row's reference, behind them
+/// the sum of weights. Returns the row's largest maximum.
+inline float merge_run(thread const RowPartials& row, thread const Run& run, int lane,
+                       int value_dim, threadgroup float* sums) {
+  Batch batch;
+  if (run.count > 0) batch.load(run, 0, 0, lane, value_dim);
+  const float maximum = largest_maximum(row, lane);
+  float factor = 0.0f;
+  float weights = 0.0f;
+  if (lane < run.count) {
+    const float2 state = run.max_sum[lane];
+    factor = metal::exp2(state.x - subtrahend(maximum));
+    weights = state.y * factor;
+  }
+  weights = sum_of_lanes(weights);
+  if (lane == 0) sums[value_dim] = weights;
+  for (int column = 0; column < value_dim; column += kBatchColumns * kLanes) {
+    float sum[kBatchColumns];
+    float compensation[kBatchColumns];
+    SDPA_UNROLL
+    for (int c = 0; c < kBatchColumns; ++c) sum[c] = compensation[c] = 0.0f;
+    for (int first = 0; first < run.count; first += kBatchSpans) {
+      if (column + first > 0) batch.load(run, first, column, lane, value_dim);
+      batch.add(first, run.count, factor, sum, compensation);
+    }
+    SDPA_UNROLL
+    for (int c = 0; c < kBatchColumns; ++c) {
+      const int d = column + c * kLanes + lane;
+      if (d < value_dim) sums[d] = sum[c];
+    }
+  }
+  return maximum;
 }
 
 /// Sum of one element over the runs, `stride` apart in threadgroup memory.
@@ -86,18 +131,19 @@ inline float add_runs(threadgroup const float* first, int stride) {
 
 /// Threadgroups (B, Hq, rows) of 256 threads; threadgroup memory 0 of 32 * (Dv + 1) bytes.
 template <typename T>
-[[kernel]] void sdpa_merge_spans(
-    device T* out [[buffer(SDPA_BUFFER_OUT)]],
-    constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
-    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
-    device const SdpaSequence* sequences
-    [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
-    device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
-    device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
-    threadgroup float* runs [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simd_lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void sdpa_merge_spans(device T* out [[buffer(SDPA_BUFFER_OUT)]],
+                                 constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
+                                 device float* lse
+                                 [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
+                                 device const SdpaSequence* sequences
+                                 [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
+                                 device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
+                                 device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
+                                 threadgroup float* runs [[threadgroup(0)]],
+                                 uint3 group [[threadgroup_position_in_grid]],
+                                 uint thread_index [[thread_index_in_threadgroup]],
+                                 uint simdgroup [[simdgroup_index_in_threadgroup]],
+                                 uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
   const long b = long(args.batch_begin) + long(group.x);
@@ -117,18 +163,15 @@ template <typename T>
   row.numerators = partial_o + index * long(args.n_spans) * value_dim;
   row.max_sum = partial_ms + index * long(args.n_spans);
 
-  const float maximum = largest_maximum(row, lane);
-  const float reference = subtrahend(maximum);
   const int run_spans = (row.n_spans + kRuns - 1) / kRuns;
-  const int run = int(simdgroup);
-  const int begin = metal::min(run * run_spans, row.n_spans);
-  const int end = metal::min(begin + run_spans, row.n_spans);
+  const int begin = int(simdgroup) * run_spans;
+  Run run;
+  run.count = metal::min(run_spans, metal::max(row.n_spans - begin, 0));
+  run.numerators = row.numerators + long(begin) * value_dim;
+  run.max_sum = row.max_sum + begin;
   const int stride = value_dim + 1;
-  threadgroup float* own = runs + run * stride;
-  for (int d = lane; d < value_dim; d += kColumns * kLanes) {
-    run_numerators(row, begin, end, reference, d, value_dim, own);
-  }
-  if (lane == 0) own[value_dim] = run_sum(row, begin, end, reference);
+  threadgroup float* own = runs + int(simdgroup) * stride;
+  const float maximum = merge_run(row, run, lane, value_dim, own);
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
   const float sum = add_runs(runs + value_dim, stride);

@@ -1,6 +1,6 @@
-// Prefill and short chunks: up to 16 packed rows of a KV head a team. A threadgroup has neighbouring
-// rows, so its simdgroups read the same keys at about the same time. Where L <= 64 keys are cut into
-// spans over threadgroups. attention_tile.h has the kernel, README.md the grid.
+// Prefill and short chunks: up to 16 packed rows of a KV head a team. A threadgroup has
+// neighbouring rows, so its simdgroups read the same keys at about the same time. Where L <= 64
+// keys are cut into spans over threadgroups. attention_tile.h has the kernel, README.md the grid.
 #include <metal_stdlib>
 
 #include "attention_tile.h"
@@ -39,7 +39,7 @@ template <typename T, int kDim>
     buffers.partial_ms = partial_ms;
   }
   attention<T, kDim, true>(buffers, args, sequence, exchange, group, int(simdgroup),
-                            int(simd_lane));
+                           int(simd_lane));
 }
 
 #define SDPA_INSTANTIATE(name, type, dim) \

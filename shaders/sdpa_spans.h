@@ -8,23 +8,31 @@
 /// slow and its scratch large.
 #define SDPA_MAX_SPANS 128
 
-/// Keys of one span of a sequence of kv_len keys: `span_len` (SdpaArgs, at least 1), doubled until
-/// SDPA_MAX_SPANS spans hold all keys. It reads nothing but these two, so that a sequence has the
-/// same spans in every batch.
+/// Keys of one span of a sequence of kv_len keys. It reads nothing but these two, so that a
+/// sequence has the same spans in every batch. A short cache is cut into spans of `span_len` keys
+/// (SdpaArgs, at least 1) to keep the GPU busy; a longer one into spans of up to 4 times as many,
+/// since each span costs its states; and one past that into SDPA_MAX_SPANS.
 inline sdpa_i64 sdpa_span_keys(sdpa_i64 span_len, sdpa_i64 kv_len) {
-  while (kv_len > span_len * SDPA_MAX_SPANS) span_len *= 2;
-  return span_len;
+  const sdpa_i64 enough_spans = span_len < 128 ? 64 : 32;
+  const sdpa_i64 longest = 4 * span_len;
+  sdpa_i64 keys = span_len;
+  while (kv_len > keys * enough_spans && keys < longest) keys *= 2;
+  while (kv_len > keys * SDPA_MAX_SPANS) keys *= 2;
+  return keys;
 }
 
-/// Spans that hold the first `n_keys` of a sequence whose spans have span_keys keys.
+/// Spans that hold the first `n_keys` of a sequence whose spans have span_keys keys. GPUs have no
+/// 64-bit division: theirs is a long subroutine.
 inline sdpa_i64 sdpa_span_count(sdpa_i64 n_keys, sdpa_i64 span_keys) {
-  return (n_keys + span_keys - 1) / span_keys;
+  const sdpa_i64 last = n_keys + span_keys - 1;
+  if (last <= 0xffffffffl) return sdpa_u32(last) / sdpa_u32(span_keys);
+  return last / span_keys;
 }
 
-/// span_len of sdpa_decode: about 32 KB of K and V a span, from 32 to 256 keys.
+/// span_len of sdpa_decode, as measured: shorter only where a threadgroup takes 4 spans of wide
+/// rows.
 inline sdpa_u32 sdpa_decode_span(int element_bytes, int head_dim) {
-  const int row_bytes = 2 * element_bytes * head_dim;
-  return row_bytes <= 128 ? 256 : row_bytes <= 256 ? 128 : row_bytes <= 1024 ? 64 : 32;
+  return element_bytes == 2 && head_dim > 64 && head_dim <= 128 ? 64 : 128;
 }
 
 /// span_len of sdpa_prefill where L <= 64.

@@ -26,38 +26,45 @@ constexpr int sdpa_tile_head_dim(int head_dim) {
                            : 576;
 }
 
-/// Simdgroups that share out the head_dim of one team. `dim` is a kernel's head dim here and below.
+/// Simdgroups that share out the head_dim of one team, so that a lane keeps its part of Q, K, V, O
+/// and, in f32, of O's rounding errors in about 110 registers. `dim` is a kernel's head dim here
+/// and below.
 constexpr int sdpa_tile_slices(bool prefill, int element_bytes, int dim) {
-  return dim <= 128                                        ? 1
-         : dim <= 256 && prefill && element_bytes == 2 ? 1
-         : dim <= 256                                      ? 2
-         : dim <= 512                                      ? 4
-                                                           : 6;
-}
-
-/// Simdgroups of a threadgroup: its threads are 32 times as many.
-constexpr int sdpa_tile_simdgroups(int dim) {
-  return dim <= 512 ? 4 : 6;
+  return element_bytes == 4 ? (dim <= 96 ? 1 : dim / 64)
+         : dim <= 128       ? 1
+         : !prefill         ? dim / 64
+         : dim <= 256       ? 1
+         : dim <= 512       ? 4
+                            : 6;
 }
 
 /// Teams of a threadgroup. SdpaArgs::group_split of them, a divisor, take row tiles one after the
-/// other; the rest of the factor takes spans.
+/// other; the rest of the factor takes spans. Teams with slices meet at barriers, so decode has
+/// one.
 constexpr int sdpa_tile_teams(bool prefill, int element_bytes, int dim) {
-  return sdpa_tile_simdgroups(dim) / sdpa_tile_slices(prefill, element_bytes, dim);
+  return sdpa_tile_slices(prefill, element_bytes, dim) == 1              ? 4
+         : sdpa_tile_slices(prefill, element_bytes, dim) == 2 && prefill ? 2
+                                                                         : 1;
+}
+
+/// Simdgroups of a threadgroup: its threads are 32 times as many.
+constexpr int sdpa_tile_simdgroups(bool prefill, int element_bytes, int dim) {
+  return sdpa_tile_teams(prefill, element_bytes, dim) *
+         sdpa_tile_slices(prefill, element_bytes, dim);
 }
 
 /// Packed rows of one team.
 constexpr int sdpa_tile_rows(bool prefill, int element_bytes, int dim) {
-  return !prefill || element_bytes == 4                         ? 8
+  return !prefill || element_bytes == 4                           ? 8
          : dim / sdpa_tile_slices(true, element_bytes, dim) > 128 ? 8
                                                                   : 16;
 }
 
-/// Keys of one softmax update: a tile of K is at most 4 KB a simdgroup, 32 registers a lane.
+/// Keys of one softmax update: a simdgroup's tile of K is at most 4 KB, 32 registers a lane; half
+/// of it for the slices of f32, which keep rounding errors too.
 constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
-  return dim / sdpa_tile_slices(prefill, element_bytes, dim) * element_bytes <= 128   ? 32
-         : dim / sdpa_tile_slices(prefill, element_bytes, dim) * element_bytes <= 256 ? 16
-         : element_bytes == 4                                                         ? 8
+  return element_bytes == 4 && dim == 96                                              ? 8
+         : dim / sdpa_tile_slices(prefill, element_bytes, dim) * element_bytes <= 128 ? 32
                                                                                       : 16;
 }
 
@@ -66,7 +73,8 @@ constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
 constexpr int sdpa_tile_threadgroup_bytes(bool prefill, int element_bytes, int dim) {
   return sdpa_tile_slices(prefill, element_bytes, dim) == 1
              ? 0
-             : 2 * sdpa_tile_simdgroups(dim) * sdpa_tile_rows(prefill, element_bytes, dim) *
+             : 2 * sdpa_tile_simdgroups(prefill, element_bytes, dim) *
+                   sdpa_tile_rows(prefill, element_bytes, dim) *
                    sdpa_tile_keys(prefill, element_bytes, dim) * 4;
 }
 

@@ -2,6 +2,9 @@
 #include "array.h"
 
 namespace metal_sdpa::python {
+namespace {
+ArrayNames g_names;
+}
 
 void fail_dtype(Argument argument, std::string_view text, const char* dtypes) {
   fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ", text,
@@ -18,15 +21,22 @@ std::shared_ptr<void> hold_object(PyObject* object) {
   });
 }
 
-Array import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes) {
-  Array array;
+void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+                  Array& array) {
   array.type = array_type_of(object);
   if (array.type.framework == Framework::numpy) {
     import_numpy(argument, object, lifetime, dtypes, array);
   } else {
     import_dlpack(argument, object, lifetime, dtypes, array);
   }
-  return array;
 }
+
+void init_arrays() {
+  g_names.array_struct = PyUnicode_InternFromString("__array_struct__");
+  g_names.dtype = PyUnicode_InternFromString("dtype");
+  g_names.requires_grad = PyUnicode_InternFromString("requires_grad");
+}
+
+const ArrayNames& array_names() noexcept { return g_names; }
 
 }  // namespace metal_sdpa::python

@@ -36,7 +36,8 @@ enum class Lifetime { borrowed, owned };
 /// `dtypes` ends the text for a dtype without a DType. Errors: InvalidArgument for objects that are
 /// no arrays, UnsupportedDType (integers of other widths, complex, bool, byte-swapped), Unsupported
 /// (other devices, sparse layouts, gradients while grad mode is on).
-Array import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes);
+void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+                  Array& array);
 
 /// The two ways in; `array.type` is set.
 void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
@@ -49,5 +50,16 @@ void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime, const
 
 /// Holds a reference to `object` until the last copy goes, on whatever thread.
 std::shared_ptr<void> hold_object(PyObject* object);
+
+/// Makes the attribute names that imports look up; once, when the module is made.
+void init_arrays();
+
+/// Interned names of attributes.
+struct ArrayNames {
+  PyObject* array_struct = nullptr;
+  PyObject* dtype = nullptr;
+  PyObject* requires_grad = nullptr;
+};
+const ArrayNames& array_names() noexcept;
 
 }  // namespace metal_sdpa::python

@@ -96,10 +96,20 @@ void describe(Argument argument, const DLTensor& tensor, PyObject* object, const
   }
 }
 
+/// torch's own text for a tensor without strides speaks of storage.
+void refuse_sparse(Argument argument, PyObject* object) {
+  const nb::object layout = nb::getattr(nb::handle(object), "layout", nb::none());
+  const std::string text = nb::cast<std::string>(nb::str(nb::handle(layout)));
+  if (text.rfind("torch.sparse", 0) != 0) return;
+  fail(ErrorCode::unsupported, argument.call, ": ", argument.name, ": a sparse tensor (", text,
+       "), takes torch.strided");
+}
+
 [[noreturn]] void fail_export(Argument argument, PyObject* object) {
   // The first line says what is wrong; torch appends its C++ stack.
   std::string reason = take_python_error_text();
   reason = reason.substr(0, reason.find('\n'));
+  refuse_sparse(argument, object);
   fail(ErrorCode::unsupported, argument.call, ": ", argument.name, ": ",
        type_text(nb::handle(object)), " gives no DLPack tensor: ", reason);
 }
@@ -113,8 +123,7 @@ bool grad_mode_is_on() {
 
 /// True where the tensor requires gradients (and grad mode is off: else Unsupported).
 bool check_gradients(Argument argument, PyObject* object) {
-  static PyObject* const name = PyUnicode_InternFromString("requires_grad");
-  const nb::object flag = nb::steal(PyObject_GetAttr(object, name));
+  const nb::object flag = nb::steal(PyObject_GetAttr(object, array_names().requires_grad));
   if (!flag.is_valid()) nb::raise_python_error();
   if (flag.ptr() != Py_True) return false;
   if (grad_mode_is_on()) {

@@ -21,9 +21,6 @@ constexpr int kAligned = 0x100;
 constexpr int kNotSwapped = 0x200;
 constexpr int kWriteable = 0x400;
 
-/// Names that live as long as the process.
-PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
-
 std::string dtype_text(PyObject* object) {
   const nb::object dtype = nb::handle(object).attr("dtype");
   return nb::cast<std::string>(nb::str(nb::handle(dtype)));
@@ -90,8 +87,7 @@ void describe(Argument argument, const ArrayInterface& interface, PyObject* obje
 
 void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
                   Array& array) {
-  static PyObject* const name = interned("__array_struct__");
-  const nb::object capsule = nb::steal(PyObject_GetAttr(object, name));
+  const nb::object capsule = nb::steal(PyObject_GetAttr(object, array_names().array_struct));
   if (!capsule.is_valid()) nb::raise_python_error();
   const auto* interface =
       static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));

@@ -17,5 +17,6 @@ void bind_encoder(nb::module_& module);
 void bind_graph(nb::module_& module);
 void bind_encode_sdpa(nb::module_& module);
 void bind_functional(nb::module_& module);
+void bind_supports(nb::module_& module);
 
 }  // namespace metal_sdpa::python

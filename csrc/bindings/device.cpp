@@ -33,7 +33,8 @@ Device make_device(nb::handle kind, nb::handle threads, nb::handle isa) {
 
 Buffer wrap(const Device& device, nb::handle object, nb::handle dtype) {
   const Argument argument{"wrap", "array"};
-  const Array array = import_array(argument, object.ptr(), Lifetime::owned, kAllDTypes);
+  Array array;
+  import_array(argument, object.ptr(), Lifetime::owned, kAllDTypes, array);
   DType wanted = array.dtype;
   if (!dtype.is_none()) wanted = to_dtype({"wrap", "dtype"}, dtype);
   if (dtype_size(wanted) != dtype_size(array.dtype)) {

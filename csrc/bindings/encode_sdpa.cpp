@@ -35,14 +35,13 @@ std::string describe(const SdpaParams& p) {
 using ParamsClass = nb::class_<SdpaParams>;
 
 template <std::int64_t SdpaParams::* Field>
-void bind_extent(ParamsClass& params, const char* name, const char* doc) {
+void bind_extent(ParamsClass& params, const char* name, const char* setter, const char* doc) {
   params.def_prop_rw(
       name, [](const SdpaParams& self) { return self.*Field; },
       [name](SdpaParams& self, nb::handle value) {
         self.*Field = to_int64({kParams, name}, value);
       },
-      nb::for_setter(nb::arg("value").none()),
-      nb::for_setter(nb::sig("def _(self, value: int, /) -> None")), doc);
+      nb::for_setter(nb::arg("value").none()), nb::for_setter(nb::sig(setter)), doc);
 }
 
 void bind_params(nb::module_& module) {
@@ -64,12 +63,18 @@ void bind_params(nb::module_& module) {
       nb::sig("def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, seq_len: int, "
               "kv_seq_len: int, scale: float = 1.0, kv_capacity: int = 0, "
               "do_causal: bool = True) -> None"));
-  bind_extent<&SdpaParams::n_heads>(params, "n_heads", "Hq, a multiple of n_kv_heads.");
-  bind_extent<&SdpaParams::n_kv_heads>(params, "n_kv_heads", "Hkv.");
-  bind_extent<&SdpaParams::head_dim>(params, "head_dim", "D.");
-  bind_extent<&SdpaParams::seq_len>(params, "seq_len", "L, queries a sequence.");
-  bind_extent<&SdpaParams::kv_seq_len>(params, "kv_seq_len", "Keys in use.");
+  bind_extent<&SdpaParams::n_heads>(params, "n_heads", "def n_heads(self, value: int, /) -> None",
+                                    "Hq, a multiple of n_kv_heads.");
+  bind_extent<&SdpaParams::n_kv_heads>(params, "n_kv_heads",
+                                       "def n_kv_heads(self, value: int, /) -> None", "Hkv.");
+  bind_extent<&SdpaParams::head_dim>(params, "head_dim",
+                                     "def head_dim(self, value: int, /) -> None", "D.");
+  bind_extent<&SdpaParams::seq_len>(params, "seq_len", "def seq_len(self, value: int, /) -> None",
+                                    "L, queries a sequence.");
+  bind_extent<&SdpaParams::kv_seq_len>(
+      params, "kv_seq_len", "def kv_seq_len(self, value: int, /) -> None", "Keys in use.");
   bind_extent<&SdpaParams::kv_capacity>(params, "kv_capacity",
+                                        "def kv_capacity(self, value: int, /) -> None",
                                         "Rows of k and v a head; 0 means kv_seq_len.");
   params
       .def_prop_rw(
@@ -78,14 +83,14 @@ void bind_params(nb::module_& module) {
             self.scale = static_cast<float>(to_double({kParams, "scale"}, value));
           },
           nb::for_setter(nb::arg("value").none()),
-          nb::for_setter(nb::sig("def _(self, value: float, /) -> None")), "Of the scores.")
+          nb::for_setter(nb::sig("def scale(self, value: float, /) -> None")), "Of the scores.")
       .def_prop_rw(
           "do_causal", [](const SdpaParams& self) { return self.do_causal; },
           [](SdpaParams& self, nb::handle value) {
             self.do_causal = to_bool({kParams, "do_causal"}, value);
           },
           nb::for_setter(nb::arg("value").none()),
-          nb::for_setter(nb::sig("def _(self, value: bool, /) -> None")),
+          nb::for_setter(nb::sig("def do_causal(self, value: bool, /) -> None")),
           "Query i stands at kv_seq_len - seq_len + i (signed) and sees keys up to there.")
       .def("validate", &SdpaParams::validate,
            "InvalidArgument, naming the field, unless every device could run it.")

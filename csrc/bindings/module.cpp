@@ -20,4 +20,5 @@ NB_MODULE(_core, module) {
   bind_graph(module);
   bind_encode_sdpa(module);
   bind_functional(module);
+  bind_supports(module);
 }

@@ -19,6 +19,10 @@ void set_packed(Array& array, const std::int64_t* shape, int ndim) {
     array.strides[i] = stride;
     stride *= shape[i];
   }
+  for (int i = ndim; i < 4; ++i) {  // copies and layouts see [B, Hq, L, 1]
+    array.shape[i] = 1;
+    array.strides[i] = 1;
+  }
 }
 
 nb::object shape_tuple(const std::int64_t* shape, int ndim) {
@@ -33,13 +37,14 @@ nb::object shape_tuple(const std::int64_t* shape, int ndim) {
 void make_numpy(Argument argument, PyObject* like_object, DType dtype, const std::int64_t* shape,
                 int ndim, Result& result) {
   const bool same = dtype == result.array.dtype;
-  const nb::object own = same ? nb::handle(like_object).attr("dtype")
+  const nb::object own = same ? nb::steal(PyObject_GetAttr(like_object, array_names().dtype))
                               : nb::borrow<nb::object>(nb::handle(g_numpy_float32));
   const nb::object extents = shape_tuple(shape, ndim);
   PyObject* made = PyObject_CallFunctionObjArgs(g_numpy_empty, extents.ptr(), own.ptr(), nullptr);
   if (made == nullptr) nb::raise_python_error();
   result.object = nb::steal(made);
-  const Array memory = import_array(argument, made, Lifetime::borrowed, "");
+  Array memory;
+  import_array(argument, made, Lifetime::borrowed, "", memory);
   result.array.data = memory.data;
 }
 
@@ -108,9 +113,8 @@ nb::object Result::take(Argument argument, PyObject* like) {
   return importer_of(argument, array.type.framework, like)(holder);
 }
 
-Result make_result(Argument argument, const Device& device, const Array& like,
-                   PyObject* like_object, DType dtype, const std::int64_t* shape, int ndim) {
-  Result result;
+void make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+                 DType dtype, const std::int64_t* shape, int ndim, Result& result) {
   result.array.type = like.type;
   result.array.dtype = like.dtype;
   set_packed(result.array, shape, ndim);
@@ -122,7 +126,6 @@ Result make_result(Argument argument, const Device& device, const Array& like,
     make_buffer(like.on_metal ? device : Device("cpu"), dtype, result);
   }
   result.array.dtype = dtype;
-  return result;
 }
 
 void init_results() {

@@ -18,8 +18,8 @@ struct Result {
 
 /// Uninitialised where the framework can. `dtype` is that of `like`, whose framework it takes, or
 /// f32. The memory lies on `device` where `like` does, else on the host.
-Result make_result(Argument argument, const Device& device, const Array& like,
-                   PyObject* like_object, DType dtype, const std::int64_t* shape, int ndim);
+void make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+                 DType dtype, const std::int64_t* shape, int ndim, Result& result);
 
 /// Finds NumPy's functions; once, when the module is made.
 void init_results();

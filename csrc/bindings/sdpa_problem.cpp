@@ -83,8 +83,8 @@ void set_lengths(SdpaProblem& problem, const SdpaCall& call) {
 
 }  // namespace
 
-Array import_tensor(Argument argument, PyObject* object, const char* extents) {
-  Array array = import_array(argument, object, Lifetime::borrowed, kDTypes);
+void import_tensor(Argument argument, PyObject* object, const char* extents, Array& array) {
+  import_array(argument, object, Lifetime::borrowed, kDTypes, array);
   // NumPy has no bfloat16 of its own: its uint16 arrays hold bfloat16 bits.
   if (array.dtype == DType::u16 && array.type.framework == Framework::numpy) {
     array.dtype = DType::bf16;
@@ -97,7 +97,6 @@ Array import_tensor(Argument argument, PyObject* object, const char* extents) {
     fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(), " has ",
                   array.ndim, " dimensions, takes ", extents);
   }
-  return array;
 }
 
 TensorLayout tensor_layout(Argument argument, const Array& array) {
@@ -127,18 +126,18 @@ Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
   const auto byte_len = static_cast<std::size_t>(elements * size);
   if (array.on_metal) {
     const std::uint64_t offset = array.byte_offset + static_cast<std::uint64_t>(first * size);
-    return device.wrap_native(array.data, offset, byte_len, array.dtype, {elements}, array.owner);
+    return device.wrap_native(array.data, offset, byte_len, array.dtype, {}, array.owner);
   }
   const HostMemory memory{static_cast<char*>(array.data) + first * size, byte_len, array.read_only,
                           array.owner};
-  return device.wrap(memory, array.dtype, {elements});
+  // The layout says where elements are; the Buffer's own shape plays no part and costs memory.
+  return device.wrap(memory, array.dtype, {});
 }
 
-SdpaInputs read_sdpa_inputs(const SdpaCall& call) {
-  SdpaInputs inputs;
-  inputs.q = import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]");
-  inputs.k = import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]");
-  inputs.v = import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]");
+void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
+  import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", inputs.q);
+  import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", inputs.k);
+  import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", inputs.v);
   check_shapes(call.name, inputs.q, inputs.k, inputs.v);
   SdpaProblem& problem = inputs.problem;
   set_shape(problem, inputs.q, inputs.k, inputs.v);
@@ -148,7 +147,6 @@ SdpaInputs read_sdpa_inputs(const SdpaCall& call) {
   problem.q = tensor_layout({call.name, "q"}, inputs.q);
   problem.k = tensor_layout({call.name, "k"}, inputs.k);
   problem.v = tensor_layout({call.name, "v"}, inputs.v);
-  return inputs;
 }
 
 }  // namespace metal_sdpa::python

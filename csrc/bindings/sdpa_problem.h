@@ -14,10 +14,10 @@ struct SdpaInputs {
 };
 
 /// Everything but memory: shapes, dtypes, options. Errors name the argument.
-SdpaInputs read_sdpa_inputs(const SdpaCall& call);
+void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs);
 
 /// One 4-dimensional array: the argument's name, its extents in words ("[B, Hq, L, D]").
-Array import_tensor(Argument argument, PyObject* object, const char* extents);
+void import_tensor(Argument argument, PyObject* object, const char* extents, Array& array);
 
 /// Strides of a tensor whose last dimension is contiguous; InvalidArgument for another.
 TensorLayout tensor_layout(Argument argument, const Array& array);

@@ -120,6 +120,13 @@ class Backend : public std::enable_shared_from_this<Backend> {
   /// Pure: reads the problem, the options and facts of the device that never change.
   virtual Plan plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const = 0;
 
+  /// Runs a plan after everything committed before and returns when it is done; through a command
+  /// stream unless the device knows a shorter way.
+  virtual void run_plan(const KernelRegistry& registry, const Plan& plan,
+                        const SdpaOperands& operands,
+                        const std::vector<std::shared_ptr<Storage>>& scratch,
+                        const DeviceOptions& options);
+
   virtual void synchronize() = 0;
   /// Finishes all work and ends the device's threads; later work starts them anew.
   virtual void shutdown() noexcept {}

@@ -204,10 +204,15 @@ void sdpa(const Device& device, const SdpaOperands& operands, const SdpaProblem&
   const Plan plan = backend.plan_sdpa(problem, device.options());
   ScratchList scratch;
   reserve_scratch(backend, plan, scratch);
-  const std::unique_ptr<CommandStream> stream = backend.command_stream(device.options());
+  backend.run_plan(default_registry(device), plan, operands, scratch, device.options());
+}
+
+void Backend::run_plan(const KernelRegistry& registry, const Plan& plan,
+                       const SdpaOperands& operands, const ScratchList& scratch,
+                       const DeviceOptions& options) {
+  const std::unique_ptr<CommandStream> stream = command_stream(options);
   HazardTracker hazards;
-  for (const DispatchRecord& record :
-       resolve_plan(backend, default_registry(device), plan, operands, scratch)) {
+  for (const DispatchRecord& record : resolve_plan(*this, registry, plan, operands, scratch)) {
     if (hazards.needs_barrier(record.access)) {
       stream->barrier();
       hazards.clear();

@@ -100,16 +100,14 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
 }
 
 void bind_sdpa_args(const SdpaProblem& problem, const SdpaArgs& args, PlanStep& step) {
-  PlanBytes block;
+  PlanBytes& block = step.bytes.emplace_back();
   block.index = SDPA_BUFFER_ARGS;
   block.bytes.assign(reinterpret_cast<const std::byte*>(&args), sizeof(args));
-  step.bytes.push_back(std::move(block));
   if (!problem.per_sequence()) return;
-  PlanBytes sequences;
+  PlanBytes& sequences = step.bytes.emplace_back();
   sequences.index = SDPA_BUFFER_SEQUENCES;
   sequences.shared =
       std::make_shared<const std::vector<std::byte>>(bytes_of(sequences_of(problem)));
-  step.bytes.push_back(std::move(sequences));
   step.constants.push_back({SDPA_CONSTANT_SEQUENCES, true});
 }
 

@@ -90,6 +90,8 @@ struct NamedOperand {
   const char* name;
   const Buffer* buffer;
   TensorView view;
+  std::uint64_t begin = 0;  ///< addresses of the bytes that the view spans, by check_extent
+  std::uint64_t end = 0;
 };
 
 TensorView view_of(const SdpaProblem& p, std::int64_t heads, std::int64_t rows, std::int64_t width,
@@ -115,7 +117,7 @@ void check_buffer(const NamedOperand& operand, DType wanted, const char* wanted_
        dtype_name(buffer.dtype()), ", but ", wanted_of, dtype_name(wanted));
 }
 
-void check_extent(const NamedOperand& operand, const Checker& check) {
+void check_extent(NamedOperand& operand, const Checker& check) {
   std::int64_t first = 0;
   std::int64_t last = 0;
   if (!element_extent(operand.view, first, last)) {
@@ -123,9 +125,19 @@ void check_extent(const NamedOperand& operand, const Checker& check) {
   }
   const std::int64_t elements =
       static_cast<std::int64_t>(operand.buffer->byte_len()) / operand.view.element_size;
-  if (first >= 0 && last < elements) return;
-  check.fail(operand.name, ": elements ", first, " to ", last, " are touched, but the buffer has ",
-             elements);
+  if (first < 0 || last >= elements) {
+    check.fail(operand.name, ": elements ", first, " to ", last,
+               " are touched, but the buffer has ", elements);
+  }
+  const auto size = static_cast<std::uint64_t>(operand.view.element_size);
+  operand.begin = operand.buffer->address() + static_cast<std::uint64_t>(first) * size;
+  operand.end = operand.buffer->address() + static_cast<std::uint64_t>(last + 1) * size;
+}
+
+/// Spans that lie apart need no look at their rows.
+bool operands_overlap(const NamedOperand& a, const NamedOperand& b) {
+  if (a.end <= b.begin || b.end <= a.begin) return false;
+  return views_overlap(a.view, a.buffer->address(), b.view, b.buffer->address());
 }
 
 void check_output(const NamedOperand& output, const std::array<NamedOperand, 3>& inputs,
@@ -135,7 +147,7 @@ void check_output(const NamedOperand& output, const std::array<NamedOperand, 3>&
     check.fail(output.name, ": its strides make elements overlap each other");
   }
   for (const NamedOperand& input : inputs) {
-    if (views_overlap(output.view, output.buffer->address(), input.view, input.buffer->address())) {
+    if (operands_overlap(output, input)) {
       check.fail(output.name, ": overlaps ", input.name);
     }
   }
@@ -160,13 +172,12 @@ void validate_problem(const SdpaProblem& problem, const DeviceLimits& limits, co
 void validate_operands(const SdpaProblem& p, const SdpaOperands& operands, const Backend& backend,
                        const char* call) {
   const Checker check(call);
-  const std::array<NamedOperand, 3> inputs{
+  std::array<NamedOperand, 3> inputs{
       NamedOperand{"q", &operands.q, view_of(p, p.n_heads, p.seq_len, p.head_dim, p.q)},
       NamedOperand{"k", &operands.k, view_of(p, p.n_kv_heads, p.kv_capacity, p.head_dim, p.k)},
       NamedOperand{"v", &operands.v, view_of(p, p.n_kv_heads, p.kv_capacity, p.value_dim, p.v)}};
-  const NamedOperand out{"output", &operands.out,
-                         view_of(p, p.n_heads, p.seq_len, p.value_dim, p.out)};
-  for (const NamedOperand& input : inputs) {
+  NamedOperand out{"output", &operands.out, view_of(p, p.n_heads, p.seq_len, p.value_dim, p.out)};
+  for (NamedOperand& input : inputs) {
     check_buffer(input, p.dtype, "q has ", backend, check);
     check_extent(input, check);
   }
@@ -174,13 +185,11 @@ void validate_operands(const SdpaProblem& p, const SdpaOperands& operands, const
   check_extent(out, check);
   check_output(out, inputs, check);
   if (!p.return_lse) return;
-  const NamedOperand lse{"lse", &operands.lse, lse_view(p)};
+  NamedOperand lse{"lse", &operands.lse, lse_view(p)};
   check_buffer(lse, DType::f32, "it takes ", backend, check);
   check_extent(lse, check);
   check_output(lse, inputs, check);
-  if (views_overlap(lse.view, lse.buffer->address(), out.view, out.buffer->address())) {
-    check.fail("lse: overlaps output");
-  }
+  if (operands_overlap(lse, out)) check.fail("lse: overlaps output");
 }
 
 }  // namespace metal_sdpa

@@ -13,6 +13,7 @@
 #include "core/text.h"
 #include "cpu/element.h"
 #include "cpu/fast/fast.h"
+#include "cpu/immediate.h"
 #include "cpu/native_library.h"
 #include "cpu/plan.h"
 #include "cpu/sdpa.h"
@@ -39,6 +40,10 @@ class MappedStorage final : public Storage {
  public:
   ~MappedStorage() override { munmap(host, byte_len); }
 };
+
+int thread_limit(const DeviceOptions& options) {
+  return options.threads > 0 ? options.threads : get_num_threads();
+}
 
 class WrappedStorage final : public Storage {
  public:
@@ -154,8 +159,7 @@ std::shared_ptr<Storage> CpuBackend::wrap_native(void*, std::shared_ptr<void>) {
 }
 
 std::unique_ptr<CommandStream> CpuBackend::command_stream(const DeviceOptions& options) {
-  const int threads = options.threads > 0 ? options.threads : get_num_threads();
-  return std::make_unique<CpuStream>(queue_, threads);
+  return std::make_unique<CpuStream>(queue_, thread_limit(options));
 }
 
 std::shared_ptr<Library> CpuBackend::compile(const std::string&, const std::string& source) {
@@ -184,6 +188,15 @@ void CpuBackend::register_sdpa(KernelRegistry& registry) {
 
 Plan CpuBackend::plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const {
   return cpu::plan_sdpa(problem, isa_for(options));
+}
+
+void CpuBackend::run_plan(const KernelRegistry& registry, const Plan& plan,
+                          const SdpaOperands& operands,
+                          const std::vector<std::shared_ptr<Storage>>& scratch,
+                          const DeviceOptions& options) {
+  const std::shared_ptr<Queue> queue = queue_;
+  if (run_immediately(*queue, registry, plan, operands, scratch, thread_limit(options))) return;
+  Backend::run_plan(registry, plan, operands, scratch, options);
 }
 
 void CpuBackend::synchronize() { queue_->synchronize(); }

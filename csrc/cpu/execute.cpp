@@ -6,7 +6,6 @@
 #include <exception>
 
 #include "core/text.h"
-#include "cpu/native_library.h"
 
 namespace metal_sdpa::cpu {
 namespace {
@@ -18,16 +17,17 @@ constexpr std::uint64_t kThreadsPerWorker = 4096;
 // Chunks per thread of a fork-join, so that an unlucky thread does not hold the others up.
 constexpr std::uint64_t kChunksPerThread = 32;
 
-int threads_for(const Dispatch& dispatch, int limit) {
-  const std::uint64_t groups = dispatch.threadgroups.count();
+int threads_for(const KernelRun& run) {
+  const std::uint64_t groups = run.launch.threadgroups.count();
   double useful = 0;
-  if (dispatch.flops >= 0) {
-    useful = dispatch.flops / kFlopsPerThread;
+  if (run.flops >= 0) {
+    useful = run.flops / kFlopsPerThread;
   } else {
-    const double size = static_cast<double>(dispatch.threadgroup_size.count());
+    const double size = static_cast<double>(run.launch.threadgroup_size.count());
     useful = static_cast<double>(groups) * size / static_cast<double>(kThreadsPerWorker);
   }
-  const double most = static_cast<double>(std::min<std::uint64_t>(groups, limit));
+  const auto limit = static_cast<std::uint64_t>(run.max_threads);
+  const double most = static_cast<double>(std::min(groups, limit));
   return std::max(1, static_cast<int>(std::min(useful, most)));
 }
 
@@ -45,34 +45,41 @@ void bind(const Dispatch& dispatch, NativeLaunch& launch) {
   }
 }
 
-void run_dispatch(const Dispatch& dispatch, Job& job, ThreadPool& pool, InterruptPoller* poller) {
-  NativeLaunch launch;
-  bind(dispatch, launch);
-  const int threads = threads_for(dispatch, job.threads);
+void fork_join(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& pool,
+               InterruptPoller* poller) {
+  const int threads = threads_for(run);
   ParallelWork work;
-  work.kernel = static_cast<const NativePipeline&>(*dispatch.pipeline).kernel;
-  work.launch = &launch;
-  work.total = launch.threadgroups.count();
+  work.kernel = run.pipeline.kernel;
+  work.launch = &run.launch;
+  work.total = run.launch.threadgroups.count();
   const std::uint64_t chunks = kChunksPerThread * static_cast<std::uint64_t>(threads);
   work.chunk = std::max<std::uint64_t>(1, work.total / chunks);
-  work.cancelled = &job.cancelled;
+  work.cancelled = &cancelled;
   pool.run(threads, work, poller);
 }
 
 void run_all(Job& job, ThreadPool& pool, InterruptPoller* poller) {
   for (const Dispatch& dispatch : job.dispatches) {
-    try {
-      run_dispatch(dispatch, job, pool, poller);
-    } catch (const std::exception& error) {
-      fail(ErrorCode::command_buffer, "cpu: kernel ", dispatch.pipeline->name, ": ", error.what());
-    }
-    if (job.cancelled.load()) {
-      fail(ErrorCode::interrupted, "cpu: kernel ", dispatch.pipeline->name, " was cancelled");
-    }
+    NativeLaunch launch;
+    bind(dispatch, launch);
+    const auto& pipeline = static_cast<const NativePipeline&>(*dispatch.pipeline);
+    run_kernel({pipeline, launch, dispatch.flops, job.threads}, job.cancelled, pool, poller);
   }
 }
 
 }  // namespace
+
+void run_kernel(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& pool,
+                InterruptPoller* poller) {
+  try {
+    fork_join(run, cancelled, pool, poller);
+  } catch (const std::exception& error) {
+    fail(ErrorCode::command_buffer, "cpu: kernel ", run.pipeline.name, ": ", error.what());
+  }
+  if (cancelled.load()) {
+    fail(ErrorCode::interrupted, "cpu: kernel ", run.pipeline.name, " was cancelled");
+  }
+}
 
 void execute_job(Job& job, ThreadPool& pool, InterruptPoller* poller) noexcept {
   const auto start = std::chrono::steady_clock::now();

@@ -42,6 +42,30 @@ void Queue::run(const std::shared_ptr<Job>& job) {
   wait(job);
 }
 
+bool Queue::try_run(ImmediateWork& work) {
+  {
+    const Lock lock(mutex_);
+    if (running_ || !pending_.empty()) return false;
+    running_ = true;
+    immediate_ = true;
+  }
+  struct Ending {
+    Queue& queue;
+    ~Ending() { queue.end_immediate(); }
+  } const ending{*this};
+  const FpModeScope fp_mode;
+  InterruptPoller poller;
+  work.run(pool_, poller);
+  return true;
+}
+
+void Queue::end_immediate() noexcept {
+  const Lock lock(mutex_);
+  running_ = false;
+  immediate_ = false;
+  if (waiters_ > 0 || !pending_.empty()) changed_.notify_all();
+}
+
 void Queue::execute_front(Lock& lock, InterruptPoller* poller) {
   const std::shared_ptr<Job> job = pending_.front();
   running_ = true;
@@ -85,7 +109,7 @@ void Queue::wait(const std::shared_ptr<Job>& job) {
 
 void Queue::finish_interrupted(Lock& lock, const std::shared_ptr<Job>& job) {
   job->cancelled.store(true);
-  const bool started = running_ && !pending_.empty() && pending_.front() == job;
+  const bool started = running_ && !immediate_ && !pending_.empty() && pending_.front() == job;
   if (!job->done && !started) {
     job->error = "the work was cancelled before it began";
     job->error_code = ErrorCode::interrupted;
@@ -108,7 +132,7 @@ void Queue::report(const std::shared_ptr<Job>& job) {
 }
 
 void Queue::drain(Lock& lock, InterruptPoller* poller) {
-  while (!pending_.empty()) {
+  while (running_ || !pending_.empty()) {
     if (!running_) {
       execute_front(lock, poller);
       continue;

@@ -29,6 +29,15 @@ struct Job {
   std::string error;  ///< empty: fine
 };
 
+/// Work that is no command buffer and waits for nobody.
+class ImmediateWork {
+ public:
+  virtual void run(ThreadPool& pool, InterruptPoller& poller) = 0;
+
+ protected:
+  ~ImmediateWork() = default;
+};
+
 /// Jobs run one at a time, in the order of submission: on the thread that waits for the job where
 /// it can, else on the queue's own thread.
 class Queue {
@@ -39,6 +48,9 @@ class Queue {
   void submit(std::shared_ptr<Job> job);
   /// submit and wait, on the calling thread when the queue is idle.
   void run(const std::shared_ptr<Job>& job);
+  /// Runs the work on the calling thread where the queue is idle, ahead of whatever is submitted
+  /// meanwhile; false, doing nothing, where it is not. What the work throws comes through.
+  bool try_run(ImmediateWork& work);
   /// Throws the job's error. An interrupt cancels the job and waits until nothing of it runs.
   void wait(const std::shared_ptr<Job>& job);
   /// Waits for everything; throws the first error that nobody was told of.
@@ -50,6 +62,7 @@ class Queue {
   using Lock = std::unique_lock<std::mutex>;
 
   bool at_front(const std::shared_ptr<Job>& job) const;
+  void end_immediate() noexcept;
   void execute_front(Lock& lock, InterruptPoller* poller);
   void finish(const std::shared_ptr<Job>& job);
   void finish_interrupted(Lock& lock, const std::shared_ptr<Job>& job);
@@ -61,7 +74,8 @@ class Queue {
   std::mutex mutex_;
   std::condition_variable changed_;           ///< a job came, or one is done
   std::deque<std::shared_ptr<Job>> pending_;  ///< the running job stays at the front
-  bool running_ = false;
+  bool running_ = false;                      ///< the front job, or immediate work
+  bool immediate_ = false;                    ///< the latter
   bool stopping_ = false;
   int waiters_ = 0;
   std::vector<std::shared_ptr<Job>> failed_;  ///< errors that nobody was told of

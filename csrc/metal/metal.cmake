@@ -18,6 +18,9 @@ target_link_libraries(metal_sdpa PRIVATE metal_cpp)
 if(METAL_SDPA_METAL_MODE STREQUAL "SOFTWARE")
   # All of it: tests reach the device's control functions through libmetal_sdpa.
   target_link_libraries(metal_sdpa PRIVATE "$<LINK_LIBRARY:WHOLE_ARCHIVE,software_metal>")
+  # The one device of a process lives until its end; all else must be gone.
+  set(SOFTWARE_METAL_KEPT "MTLDevice 1, MTLCommandQueue 1, MTLCommandBufferDescriptor 1, MTLFence 1, \
+MTLResidencySet 1, MTLLibrary 1" CACHE STRING "" FORCE)
   # clang++ takes std::stable_sort of libstdc++ for a use of something deprecated.
   target_compile_options(metal_sdpa PUBLIC -Wno-deprecated-declarations)
 else()

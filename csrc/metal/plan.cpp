@@ -23,8 +23,6 @@ constexpr double kRowFlopsPerSecond = 2e10;
 /// Query rows under one KV head that still are one tile of sdpa_decode.
 constexpr std::int64_t kMaxDecodeRows = 8;
 constexpr int kFirstTileFamily = 7;
-/// Whether shaders/ has sdpa_decode.metal and sdpa_prefill.metal.
-constexpr bool kTileKernels = false;
 
 /// The straightforward kernel keeps one state a row, with compensated sums.
 std::uint32_t span_of_rows(const SdpaProblem& problem) {
@@ -77,7 +75,7 @@ Family choose_family(const SdpaProblem& problem, const MetalFacts& facts) {
   const bool tiles = tiles_take(problem);
   const bool few_rows = problem.seq_len * (problem.n_heads / problem.n_kv_heads) <= kMaxDecodeRows;
   if (forced.empty()) {
-    const bool able = kTileKernels && facts.apple_family >= kFirstTileFamily;
+    const bool able = facts.apple_family >= kFirstTileFamily;
     if (!tiles || !able) return Family::rows;
     return few_rows ? Family::decode : Family::prefill;
   }

@@ -42,7 +42,7 @@ struct TileShape {
         teams(sdpa_tile_teams(prefill, element_bytes, dim)),
         rows(sdpa_tile_rows(prefill, element_bytes, dim)) {}
 
-  int threads() const { return 32 * sdpa_tile_simdgroups(dim); }
+  int threads() const { return 32 * sdpa_tile_simdgroups(prefill, element_bytes, dim); }
   /// A kernel that declares threadgroup memory is to be given some, needed or not.
   std::uint32_t threadgroup_bytes() const {
     const int needed = sdpa_tile_threadgroup_bytes(prefill, element_bytes, dim);

@@ -30,7 +30,10 @@ from ._core import (
     sdpa,
     set_num_threads,
     shutdown,
+    supported_features,
 )
+from ._paths import get_cmake_dir, get_include, get_library_dir
+from ._supports import Support, supports
 
 __all__ = [
     "Buffer",
@@ -51,15 +54,21 @@ __all__ = [
     "Pipeline",
     "SdpaParams",
     "ShaderCompilationError",
+    "Support",
     "Unsupported",
     "UnsupportedDType",
     "__version__",
     "as_dtype",
     "encode_sdpa",
+    "get_cmake_dir",
+    "get_include",
+    "get_library_dir",
     "get_num_threads",
     "plan",
     "register_sdpa",
     "sdpa",
     "set_num_threads",
     "shutdown",
+    "supported_features",
+    "supports",
 ]

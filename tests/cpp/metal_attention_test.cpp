@@ -121,6 +121,29 @@ TEST_CASE("metal attention: within the bounds of float64, as the CPU is") {
   }
 }
 
+TEST_CASE("metal attention: what stands past the last key never shows") {
+  const Device device("metal");
+  std::mt19937 rng(29);
+  for (const DType dtype : kDTypes) {
+    for (const std::int64_t kv_len : {1, 7, 9, 31, 33}) {
+      SdpaProblem problem = problem_of({1, 2, 1, 2, kv_len, 40, 32, 32, false}, dtype);
+      const SdpaOperands x = random_operands(rng, device, problem);
+      for (const Buffer& cache : {x.k, x.v}) {
+        const std::size_t row = 32 * dtype_size(dtype);
+        std::memset(static_cast<char*>(cache.data()) + static_cast<std::size_t>(kv_len) * row, 0xff,
+                    static_cast<std::size_t>(40 - kv_len) * row);  // NaN in every dtype
+      }
+      const Reference reference = reference_sdpa(problem, x);
+      for (const std::string& kernel : kernels_for(device, problem)) {
+        problem.kernel = kernel;
+        sdpa(device, x, problem);
+        INFO(kernel, " ", std::string(dtype_name(dtype)), " kv ", kv_len);
+        CHECK(worst_error(problem, x, reference) <= 1.0);
+      }
+    }
+  }
+}
+
 TEST_CASE("metal attention: a cut plan gives the bits of the whole one") {
   const Device device("metal");
   std::mt19937 rng(11);

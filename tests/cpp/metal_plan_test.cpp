@@ -153,13 +153,15 @@ TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows 
     DType dtype;
     const char* family;
     const char* kernel;
+    std::uint32_t simdgroups;
   };
   const Expected cases[] = {
-      {1, 128, DType::f16, "sdpa_decode", "sdpa_decode_f16_d128"},
-      {2, 40, DType::f32, "sdpa_decode", "sdpa_decode_f32_d64"},
-      {3, 64, DType::bf16, "sdpa_prefill", "sdpa_prefill_bf16_d64"},
-      {100, 576, DType::f32, "sdpa_prefill", "sdpa_prefill_f32_d576"},
-      {100, 8, DType::f16, "sdpa_prefill", "sdpa_prefill_f16_d32"},
+      {1, 128, DType::f16, "sdpa_decode", "sdpa_decode_f16_d128", 4},
+      {2, 40, DType::f32, "sdpa_decode", "sdpa_decode_f32_d64", 4},
+      {1, 256, DType::bf16, "sdpa_decode", "sdpa_decode_bf16_d256", 4},
+      {3, 64, DType::bf16, "sdpa_prefill", "sdpa_prefill_bf16_d64", 4},
+      {100, 576, DType::f32, "sdpa_prefill", "sdpa_prefill_f32_d576", 9},
+      {100, 8, DType::f16, "sdpa_prefill", "sdpa_prefill_f16_d32", 4},
   };
   for (const Expected& c : cases) {
     SdpaProblem problem = problem_of(2, 8, 2, c.seq_len, 100, c.head_dim);
@@ -170,7 +172,7 @@ TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows 
     CHECK(std::string(step.kernel) == c.kernel);
     CHECK(step.threadgroups.x == 2);
     CHECK(step.threadgroups.y == 2);
-    CHECK(step.threadgroup_size.count() == 32u * (c.head_dim > 512 ? 6 : 4));
+    CHECK(step.threadgroup_size.count() == 32u * c.simdgroups);
     CHECK(step.threadgroup_memory[0].byte_len >= 16);
     CHECK(step.threadgroup_memory[0].byte_len <= 32768);
     bool padded = false;

@@ -134,6 +134,16 @@ class Memory:
         source = (ctypes.c_char * len(view)).from_buffer_copy(view)
         _call("cuMemcpyHtoD_v2", self._address, source, ctypes.c_size_t(len(view)))
 
+    def fill(self, data: bytes) -> None:
+        """`data` over and over; what is in place already is what the next copy starts from."""
+        done = min(len(data), self.byte_len)
+        self.write(memoryview(data)[:done])
+        while done < self.byte_len:
+            size = min(done, self.byte_len - done)
+            target = ctypes.c_uint64(self.address + done)
+            _call("cuMemcpyDtoDAsync_v2", target, self._address, ctypes.c_size_t(size), None)
+            done += size
+
     def read(self) -> bytes:
         target = ctypes.create_string_buffer(self.byte_len)
         _call("cuMemcpyDtoH_v2", target, self._address, ctypes.c_size_t(self.byte_len))

@@ -137,7 +137,7 @@ def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
     partial = spans > 1
     constants = [LSE] * (lse and not partial) + [SEQUENCES] * case.per_sequence + [ALIGNED] * aligned
     constants += [PADDED] * (case.D < dim) + [PARTIAL] * partial
-    threads = 32 * facts.tile_simdgroups(dim)
+    threads = 32 * facts.tile_simdgroups(prefill, size, dim)
     key = KernelKey(f"sdpa_{kind}.metal", f"sdpa_{kind}_{case.dtype}_d{dim}", tuple(constants), threads)
     row_blocks = -(-rows // (tile_rows * row_teams))
     span_blocks = -(-spans // (teams // row_teams))
@@ -191,10 +191,10 @@ class Run:
         rows = case.B * case.Hq * case.L
         self.inputs = {}
         for index, tensor in enumerate((problem.q, problem.k, problem.v)):
-            self.inputs[index] = Memory(tensor.storage.nbytes)
-            self.inputs[index].write(tensor.storage.tobytes())
-        self.out = Memory(problem.out.storage.nbytes)
-        self.out.write(problem.out.storage.tobytes())
+            self.inputs[index] = Memory(tensor.byte_len)
+            self.inputs[index].fill(tensor.storage.tobytes())
+        self.out = Memory(problem.out.byte_len)
+        self.out.fill(problem.out.storage.tobytes())
         self.lse = allocate(rows * 4)
         states = rows * self.plan.span_count
         self.partial_o = allocate(states * case.value_dim * 4 if self.plan.fast else 4)

@@ -112,6 +112,11 @@ class Tensor:
     offset: int
     strides: tuple[int, int, int]
     shape: tuple[int, int, int, int]
+    n_elements: int = 0  # where not 0: storage over and over, up to so many elements
+
+    @property
+    def byte_len(self) -> int:
+        return (self.n_elements or self.storage.size) * self.storage.itemsize
 
     def view(self) -> np.ndarray:
         size = self.storage.itemsize

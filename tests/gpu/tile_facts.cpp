@@ -4,7 +4,9 @@
 
 extern "C" {
 int tile_head_dim(int head_dim) { return sdpa_tile_head_dim(head_dim); }
-int tile_simdgroups(int dim) { return sdpa_tile_simdgroups(dim); }
+int tile_simdgroups(int prefill, int bytes, int dim) {
+  return sdpa_tile_simdgroups(prefill, bytes, dim);
+}
 int tile_teams(int prefill, int bytes, int dim) { return sdpa_tile_teams(prefill, bytes, dim); }
 int tile_rows(int prefill, int bytes, int dim) { return sdpa_tile_rows(prefill, bytes, dim); }
 int tile_keys(int prefill, int bytes, int dim) { return sdpa_tile_keys(prefill, bytes, dim); }

@@ -13,7 +13,8 @@ extern "C" {
 #endif
 
 /* ----- Shuffling. The same seed gives the same order of threads, threadgroups and concurrent
- * dispatches. Initially SOFTWARE_METAL_SEED from the environment, else 1. */
+ * dispatches. Initially SOFTWARE_METAL_SEED from the environment (a number, or "random"; it is then
+ * printed on standard error), else 1. */
 void software_metal_set_seed(uint64_t seed);
 uint64_t software_metal_seed(void);
 

@@ -33,6 +33,12 @@ COPIED = (
     "tools",
 )
 TEST_SECONDS = 120
+# Every fault in a shader is a compile of all shaders: for a single test -O0 is the faster way.
+TEST_ENVIRONMENT = {
+    "METAL_SDPA_TEST_DEVICES": "cpu,metal",
+    "SOFTWARE_METAL_OPTIMIZATION": "-O0",
+    "SOFTWARE_METAL_LEAKS": "fatal",
+}
 
 
 class MutantError(Exception):
@@ -80,7 +86,7 @@ class Workshop:
         executable = self.build / "tests" / "cpp" / program
         pattern = case.replace(",", "?")  # doctest takes commas for a list of patterns
         command = [str(executable), f"--test-case={pattern}", "--minimal"]
-        environment = {**os.environ, "METAL_SDPA_TEST_DEVICES": "cpu,metal"}
+        environment = {**os.environ, **TEST_ENVIRONMENT}
         try:
             result = subprocess.run(
                 command, env=environment, capture_output=True, timeout=TEST_SECONDS, check=False

@@ -16,6 +16,8 @@ LIBRARY = "csrc/metal/library.cpp"
 IN_FLIGHT = "csrc/metal/in_flight.cpp"
 PLAN = "csrc/metal/plan.cpp"
 PARAMS = "shaders/sdpa_params.h"
+TILE = "shaders/attention_tile.h"
+FRAGMENT = "shaders/fragment.h"
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,62 @@ SHADER_MUTANTS = (
         "(reference + metal::log2(sum))",
         ATTENTION,
         BOUNDS_CASE,
+    ),
+    mutant(
+        "missing barrier between simdgroups of a team",
+        TILE,
+        "      metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);\n",
+        "",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "barrier of a simdgroup where the threadgroup needs one",
+        TILE,
+        "metal::threadgroup_barrier(",
+        "metal::simdgroup_barrier(",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "one exchange buffer instead of two",
+        TILE,
+        "threadgroup float2* other = exchange + turn_stride;",
+        "threadgroup float2* other = exchange;",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "wrong lane layout of a fragment",
+        FRAGMENT,
+        "position.pair = (lane % 16 / 8) * 2 + lane % 2;",
+        "position.pair = lane % 16 / 8 + lane % 2 * 2;",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "wrong lane of a transposition",
+        FRAGMENT,
+        "return row / 4 * 16 + pair / 2 * 8 + row % 4 * 2 + pair % 2;",
+        "return row / 4 * 16 + pair / 2 * 8 + row % 2 * 4 + pair % 2;",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "split off by one",
+        TILE,
+        "keys.count = int(metal::min(metal::max(seen, 0l), span_keys));",
+        "keys.count = int(metal::min(metal::max(seen, 0l), span_keys - 1));",
+        ATTENTION,
+        BOUNDS_CASE,
+    ),
+    mutant(
+        "slots past the last key are weighed",
+        TILE,
+        "if (first + 8 * j + at.row < count) continue;",
+        "if (first + 8 * j + at.row <= count) continue;",
+        ATTENTION,
+        "metal attention: what stands past the last key never shows",
     ),
 )
 

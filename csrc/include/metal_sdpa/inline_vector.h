@@ -24,6 +24,12 @@ class InlineVector {
     items_[size_++] = std::move(item);
   }
 
+  /// One more item, to be filled in place; std::length_error past N.
+  T& emplace_back() {
+    if (size_ == N) throw std::length_error("InlineVector: capacity exceeded");
+    return items_[size_++];
+  }
+
   /// Replaces the contents; std::length_error past N.
   void assign(const T* first, std::size_t count) {
     if (count > N) throw std::length_error("InlineVector: capacity exceeded");

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <random>
 #include <vector>
 
 #include "../objc/runtime.hpp"
@@ -28,6 +29,18 @@ struct Faults {
   unsigned delay_us = 0;
 };
 
+// SOFTWARE_METAL_SEED is a number or "random". Where it is set the seed is printed, so that a failed
+// run can be had again; without it every run has seed 1.
+std::uint64_t seed_of_environment() {
+  const char* text = std::getenv("SOFTWARE_METAL_SEED");
+  if (text == nullptr) return 1;
+  const bool random = std::strcmp(text, "random") == 0;
+  const std::uint64_t seed = random ? std::random_device{}() : std::strtoull(text, nullptr, 0);
+  std::fprintf(stderr, "software Metal: SOFTWARE_METAL_SEED=%llu\n",
+               static_cast<unsigned long long>(seed));
+  return seed;
+}
+
 struct Control {
   std::mutex mutex;
   std::atomic<std::uint64_t> seed{1};
@@ -39,8 +52,8 @@ struct Control {
 
   Control() { read_environment(); }
   void read_environment() {
-    const char* seed_text = std::getenv("SOFTWARE_METAL_SEED");
-    seed = seed_text != nullptr ? std::strtoull(seed_text, nullptr, 0) : 1;
+    static const std::uint64_t initial_seed = seed_of_environment();
+    seed = initial_seed;
     streams = 0;
     const char* mode = std::getenv("SOFTWARE_METAL_VALIDATION");
     record = mode != nullptr && std::strcmp(mode, "record") == 0;
@@ -86,11 +99,32 @@ std::string live_report() {
   return report;
 }
 
+// Number of objects of a class that the program keeps until it ends on purpose, by a list such as
+// "MTLDevice 1, MTLCommandQueue 2".
+long allowed_at_exit(const std::string& allowed, const std::string& class_name) {
+  std::size_t at = (", " + allowed).find(", " + class_name + " ");
+  if (at == std::string::npos) return 0;
+  return std::strtol(allowed.c_str() + at + class_name.size(), nullptr, 10);
+}
+
+// Classes with more objects than `allowed`.
+std::string leak_report(const std::string& allowed) {
+  std::string report;
+  for (const Class* cls : Registry::instance().classes()) {
+    long live = cls->live.load();
+    if (live <= allowed_at_exit(allowed, cls->name())) continue;
+    report += format("%s%s %ld", report.empty() ? "" : ", ", cls->name().c_str(), live);
+  }
+  return report;
+}
+
 // SOFTWARE_METAL_LEAKS at exit: "fatal" ends with status 86, "off" is silent, else a report.
+// SOFTWARE_METAL_KEPT says what is no leak; how it was built says it where that is not set.
 void check_leaks_at_exit() {
   const char* mode = std::getenv("SOFTWARE_METAL_LEAKS");
   if (mode != nullptr && std::strcmp(mode, "off") == 0) return;
-  std::string report = live_report();
+  const char* kept = std::getenv("SOFTWARE_METAL_KEPT");
+  std::string report = leak_report(kept != nullptr ? kept : SOFTWARE_METAL_DEFAULT_KEPT);
   if (report.empty()) return;
   std::fprintf(stderr, "software Metal: objects alive at exit: %s\n", report.c_str());
   std::fflush(stderr);

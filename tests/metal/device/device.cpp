@@ -15,7 +15,11 @@
 namespace software_metal {
 namespace {
 
+#ifdef SOFTWARE_METAL_ASAN
+constexpr std::size_t kMargin = 0;  // AddressSanitizer guards the exact end
+#else
 constexpr std::size_t kMargin = 64;
+#endif
 constexpr unsigned char kMarginByte = 0xa5;
 constexpr const char* kMetallibMagic = "software-metallib 1";
 
@@ -26,14 +30,6 @@ std::mutex& device_mutex() {
 Device* shared_device = nullptr;
 
 std::size_t page_size() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
-
-std::size_t margin() {
-#ifdef SOFTWARE_METAL_ASAN
-  return 0;  // AddressSanitizer guards the exact end
-#else
-  return kMargin;
-#endif
-}
 
 // ----- Methods of MTLDevice
 
@@ -258,10 +254,10 @@ void register_device_classes(Registry& registry) {
 
 bool Buffer::allocate(unsigned long bytes, unsigned long resource_options) {
   void* memory = nullptr;
-  if (posix_memalign(&memory, page_size(), bytes + margin()) != 0) return false;
+  if (posix_memalign(&memory, page_size(), bytes + kMargin) != 0) return false;
   contents = static_cast<unsigned char*>(memory);
   std::memset(contents, 0, bytes);
-  std::memset(contents + bytes, kMarginByte, margin());
+  std::memset(contents + bytes, kMarginByte, kMargin);
   length = bytes;
   options = resource_options;
   owns_memory_ = true;
@@ -293,7 +289,7 @@ Buffer::~Buffer() {
 }
 
 void Buffer::check_margin() const {
-  for (std::size_t i = 0; i < margin(); ++i) {
+  for (std::size_t i = 0; i < kMargin; ++i) {
     if (contents[length + i] == kMarginByte) continue;
     violation("a write past the end of %s, %lu bytes long, at byte %zu", title().c_str(), length,
               length + i);

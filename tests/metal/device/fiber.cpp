@@ -145,6 +145,10 @@ void fiber_started() {
 }
 
 void prepare_fiber(FiberContext& context, void (*entry)(), std::size_t stagger) {
+#ifdef SOFTWARE_METAL_ASAN
+  // A fiber leaves without returning: the frames of the one before are still marked.
+  __asan_unpoison_memory_region(context.stack_bottom, context.stack_size);
+#endif
   // Tops differ by some lines, or the hot frames of all fibers would meet in one cache set.
   auto top = reinterpret_cast<std::uintptr_t>(context.stack_bottom) + context.stack_size;
   top -= (stagger % 16) * 320;

@@ -87,4 +87,8 @@ ParsedShader parse_shader(const std::string& source);
 std::vector<std::pair<std::size_t, std::string>> find_vector_constructors(
     const std::string& source);
 
+/// Copies of a struct from `device`, `constant` and `threadgroup` memory, which MSL has by itself
+/// and C++ with address spaces does not: what to insert, by offset.
+std::vector<std::pair<std::size_t, std::string>> find_struct_copies(const std::string& source);
+
 }  // namespace software_metal

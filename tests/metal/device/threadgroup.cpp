@@ -13,7 +13,7 @@ using msl_host::Meeting;
 
 namespace {
 
-constexpr std::size_t kMargin = 64;
+[[maybe_unused]] constexpr std::size_t kMargin = 64;
 constexpr unsigned char kMarginByte = 0xa5;
 constexpr unsigned char kPoisonByte = 0xff;  // NaN as f32, f16 and bf16
 constexpr std::size_t kMaxThreadgroupMemory = 32768;

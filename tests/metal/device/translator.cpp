@@ -38,7 +38,8 @@ class Writer {
       edits_.push_back({span, "extern constant"});
     }
     for (auto& [at, text] : find_vector_constructors(source_)) insert(at, text);
-    return "#include \"msl_typecheck.h\"\n" + spliced();
+    for (auto& [at, text] : find_struct_copies(source_)) insert(at, text);
+    return "#include \"msl_typecheck.h\"\n" + spliced() + instantiations();
   }
 
   std::string write() {
@@ -51,6 +52,16 @@ class Writer {
     Span span;
     std::string text;
   };
+
+  // What is a template is checked as the types that it is instantiated with.
+  std::string instantiations() const {
+    std::string out;
+    for (const ParsedInstantiation& instantiation : shader_.instantiations) {
+      out += format("#line %u\nstatic auto* const msl_instance_%u = &::%s;\n", instantiation.line,
+                    instantiation.line, instantiation.function.c_str());
+    }
+    return out;
+  }
 
   // ----- The source
 

@@ -1,0 +1,92 @@
+// The shortest way from a plan to its kernels: a tiny call costs little more than this.
+#include "cpu/immediate.h"
+
+#include "cpu/execute.h"
+#include "cpu/native_library.h"
+
+namespace metal_sdpa::cpu {
+namespace {
+
+using ScratchList = std::vector<std::shared_ptr<Storage>>;
+
+BoundMemory memory_of(const Buffer& buffer) { return {buffer.data(), buffer.byte_len()}; }
+
+BoundMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
+                           const ScratchList& scratch) {
+  switch (operand) {
+    case PlanOperand::q:
+      return memory_of(operands.q);
+    case PlanOperand::k:
+      return memory_of(operands.k);
+    case PlanOperand::v:
+      return memory_of(operands.v);
+    case PlanOperand::out:
+      return memory_of(operands.out);
+    case PlanOperand::lse:
+      return memory_of(operands.lse);
+    default:
+      break;
+  }
+  const Storage& storage =
+      *scratch[static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0)];
+  return {storage.host, storage.byte_len};
+}
+
+BoundMemory bytes_memory(const PlanBytes& bytes) {
+  // Kernels only read constant bytes.
+  if (bytes.shared != nullptr) {
+    return {const_cast<std::byte*>(bytes.shared->data()), bytes.shared->size()};
+  }
+  return {const_cast<std::byte*>(bytes.bytes.begin()), bytes.bytes.size()};
+}
+
+NativeLaunch bind(const PlanStep& step, const SdpaOperands& operands, const ScratchList& scratch) {
+  NativeLaunch launch;
+  launch.threadgroups = step.threadgroups;
+  launch.threadgroup_size = step.threadgroup_size;
+  for (const PlanBinding& binding : step.bindings) {
+    launch.bindings[binding.index] = operand_memory(binding.operand, operands, scratch);
+  }
+  for (const PlanBytes& bytes : step.bytes) launch.bindings[bytes.index] = bytes_memory(bytes);
+  return launch;
+}
+
+class PlanRun final : public ImmediateWork {
+ public:
+  PlanRun(const KernelRegistry& registry, const Plan& plan, const SdpaOperands& operands,
+          const ScratchList& scratch, int threads)
+      : registry_(registry),
+        plan_(plan),
+        operands_(operands),
+        scratch_(scratch),
+        threads_(threads) {}
+
+  void run(ThreadPool& pool, InterruptPoller& poller) override {
+    std::atomic<bool> cancelled{false};
+    for (const PlanStep& step : plan_.steps) {
+      const std::shared_ptr<Pipeline> pipeline = registry_.get_pipeline(
+          step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
+      const NativeLaunch launch = bind(step, operands_, scratch_);
+      const KernelRun kernel{static_cast<const NativePipeline&>(*pipeline), launch, step.flops,
+                             threads_};
+      run_kernel(kernel, cancelled, pool, &poller);
+    }
+  }
+
+ private:
+  const KernelRegistry& registry_;
+  const Plan& plan_;
+  const SdpaOperands& operands_;
+  const ScratchList& scratch_;
+  int threads_;
+};
+
+}  // namespace
+
+bool run_immediately(Queue& queue, const KernelRegistry& registry, const Plan& plan,
+                     const SdpaOperands& operands, const ScratchList& scratch, int threads) {
+  PlanRun run(registry, plan, operands, scratch, threads);
+  return queue.try_run(run);
+}
+
+}  // namespace metal_sdpa::cpu

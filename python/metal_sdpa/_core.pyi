@@ -1,0 +1,643 @@
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+from numpy.typing import NDArray
+
+from ._typing import Array, ArrayT, BytesLike, DTypeLike
+
+__version__: str
+
+class Error(Exception):
+    """Every error of this package."""
+
+class InvalidArgument(Error, ValueError):
+    """A value, shape, state or range that the call does not take."""
+
+class UnsupportedDType(Error, TypeError):
+    """A dtype, or a mix of dtypes, that the kernel does not take."""
+
+class Unsupported(Error, NotImplementedError):
+    """Not built yet, or not on this device."""
+
+class DeviceNotFound(Error):
+    """No such device kind, or no such device on this machine."""
+
+class KernelNotFound(Error):
+    """No library of the registry has the function for this device."""
+
+class ShaderCompilationError(Error):
+    """The shader compiler refused; the text holds its whole log."""
+
+class CommandBufferError(Error):
+    """The device reported an error while it ran a command buffer."""
+
+class BufferAllocationError(Error, MemoryError):
+    """The device had no memory for a buffer."""
+
+def shutdown() -> None:
+    """
+    Waits for all devices and ends the threads of the library; a later call starts them anew.
+    """
+
+class DType(enum.Enum):
+    """Element type of a buffer."""
+
+    f32 = 0
+    """IEEE 754 binary32"""
+
+    f16 = 1
+    """IEEE 754 binary16"""
+
+    bf16 = 2
+    """bfloat16: the upper half of a binary32"""
+
+    u8 = 3
+
+    u16 = 4
+
+    u32 = 5
+
+    i32 = 6
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+
+def as_dtype(dtype: object | None) -> DType:
+    """
+    The DType of a name ("f32", "float32") or of a dtype of NumPy, ml_dtypes, torch, JAX or MLX.
+
+    UnsupportedDType for any other.
+    """
+
+class Buffer:
+    """
+    A typed view of device memory. Views share the memory and keep it alive.
+
+    `numpy()` and `__dlpack__` do not wait for work in flight: host access while the device
+    works is the caller's error.
+    """
+
+    @property
+    def dtype(self) -> DType:
+        """DType of the elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents, outermost first; row-major."""
+
+    @property
+    def byte_len(self) -> int:
+        """Bytes of this view, not of the allocation behind it."""
+
+    @property
+    def byte_offset(self) -> int:
+        """Bytes from the start of the allocation to this view."""
+
+    @property
+    def element_count(self) -> int:
+        """Product of `shape`."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing may write it."""
+
+    def slice_view(self, byte_offset: int, n_elements: int) -> Buffer:
+        """
+        A flat view [n_elements] from `byte_offset` of this view; a slice of a slice adds offsets.
+
+        InvalidArgument where the offset is no multiple of the element size or the range leaves this view.
+        """
+
+    def reshape(self, shape: Sequence[int]) -> Buffer:
+        """The same bytes with another shape; the element count must stay."""
+
+    def numpy(self) -> NDArray[Any]:
+        """
+        A NumPy array over the memory, without a copy. bf16 is ml_dtypes.bfloat16 where that is installed,
+        else uint16 bits.
+        """
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule over the memory, without a copy."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(1, 0) for host memory, (8, 0) for Metal."""
+
+    def __repr__(self) -> str: ...
+
+class DeviceLimits:
+    """What a device can take; sizes in bytes."""
+
+    @property
+    def max_buffer_bytes(self) -> int: ...
+    @property
+    def max_threads_per_threadgroup(self) -> int: ...
+    @property
+    def max_threadgroup_memory(self) -> int: ...
+    @property
+    def max_head_dim(self) -> int:
+        """For D and Dv."""
+
+    @property
+    def max_inline_bytes(self) -> int:
+        """Of one bytes binding."""
+
+    @property
+    def max_binding_index(self) -> int: ...
+    @property
+    def max_threadgroup_memory_index(self) -> int: ...
+
+class Device:
+    """
+    A handle of the CPU or of the Apple GPU. Two handles of one kind are the same device.
+
+    `kind` is "auto" (Metal where there is one, else the CPU), "metal" or "cpu". `threads` and
+    `isa` hold for CPU work through this handle. DeviceNotFound where there is no such device.
+    """
+
+    def __init__(
+        self, kind: str = "auto", *, threads: int | None = None, isa: str | None = None
+    ) -> None: ...
+    @property
+    def kind(self) -> str:
+        """ "cpu" or "metal"."""
+
+    @property
+    def name(self) -> str:
+        """The processor's own name."""
+
+    @property
+    def limits(self) -> DeviceLimits: ...
+    @property
+    def library_origin(self) -> str:
+        """
+        Where the kernels come from: "metallib PATH", "embedded source"; empty: built in.
+        """
+
+    def synchronize(self) -> None:
+        """
+        Waits for everything committed to the device; raises the first error that nobody waited for.
+        """
+
+    def command_encoder(self) -> CommandEncoder:
+        """A fresh CommandEncoder; one-shot, for one thread at a time."""
+
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    def alloc_buffer(self, byte_len: int, dtype: DTypeLike, shape: Sequence[int]) -> Buffer:
+        """
+        Zero-filled memory at a 128-byte boundary.
+
+        InvalidArgument where `byte_len` is 0 or is not the size of `shape`; BufferAllocationError
+        where the device has no room.
+        """
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Buffer:
+        """`alloc_buffer` with the byte length that `shape` and `dtype` need."""
+
+    def wrap(self, array: Array, *, dtype: DTypeLike | None = None) -> Buffer:
+        """
+        The memory of a packed row-major array, never a copy; the array stays alive with the Buffer.
+
+        `dtype` reads the elements as another dtype of the same size (uint16 bits as bf16).
+        Metal takes Metal arrays, and page-aligned host memory of whole pages.
+        InvalidArgument for other layouts, UnsupportedDType for dtypes without a DType,
+        Unsupported for memory of other devices.
+        """
+
+def get_num_threads() -> int:
+    """
+    Threads that CPU work uses unless its Device says otherwise: at first the affinity mask capped
+    by the cgroup quota, or METAL_SDPA_NUM_THREADS as it was at import.
+    """
+
+def set_num_threads(n_threads: int) -> None:
+    """1 to 1024; results do not depend on it."""
+
+class Pipeline:
+    """A function of a library with its constants set."""
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+
+    @property
+    def max_threads_per_threadgroup(self) -> int: ...
+
+class KernelRegistry:
+    """
+    Kernels by name: shader sources, native CPU kernels, and the pipelines made from them.
+
+    Thread-safe. A new registry holds the attention kernels of this package.
+    """
+
+    def __init__(self, device: Device | str) -> None: ...
+    def register_source(self, library: str, source: str) -> None:
+        """
+        Adds MSL source under a library name, compiled when first needed. The same name again
+        replaces it and drops every pipeline made from the old source.
+        """
+
+    def register_native(self, name: str, kernel: Any) -> None:
+        """
+        Gives the CPU device a kernel: the address of a C++ function of type metal_sdpa::NativeKernel,
+        as an int or in a capsule named "metal_sdpa.NativeKernel". Unsupported on Metal.
+        """
+
+    def get_pipeline(
+        self,
+        function: str,
+        constants: Mapping[int, bool | int | float | tuple[DTypeLike, float]] | None = None,
+        library: str | None = None,
+    ) -> Pipeline:
+        """
+        The pipeline of `function`, made once per library, function and constants.
+
+        Libraries are searched in order of registration. A bool, int (i32) or float (f32) is a function
+        constant by index; (DType.u32, 5) where the shader declares another type. KernelNotFound where
+        no library has the function for this device; ShaderCompilationError with the compiler's log;
+        InvalidArgument where two libraries have it and none is named.
+        """
+
+    @property
+    def device(self) -> Device: ...
+    @property
+    def cached_pipelines(self) -> int: ...
+    @property
+    def library_compiles(self) -> int:
+        """Compiles of libraries done so far."""
+
+def register_sdpa(registry: KernelRegistry) -> None:
+    """
+    Registers the attention kernels; every new registry has done it, and doing it again is harmless.
+    """
+
+class OpKind(enum.Enum):
+    """
+    What a dispatch computes; `Graph.reorder` moves only rms_norm, elem_mul and elem_add.
+    """
+
+    rms_norm = 0
+
+    elem_mul = 1
+
+    elem_add = 2
+
+    sdpa = 3
+
+    softmax = 4
+
+    other = 5
+
+class CommandEncoder:
+    """
+    Records dispatches into one command buffer, places barriers, commits.
+
+    One-shot and for one thread at a time. A call in the wrong state is InvalidArgument. An encoder
+    that is dropped uncommitted is discarded.
+    """
+
+    def __init__(self, device: Device | str) -> None: ...
+    def commit(self) -> None:
+        """Hands the command buffer to the device's in-order queue and returns."""
+
+    def wait_until_completed(self) -> None:
+        """Waits for it; raises its error (CommandBufferError)."""
+
+    def commit_and_wait(self) -> None:
+        """
+        commit and wait_until_completed; on the calling thread where the CPU queue is idle.
+        """
+
+    @property
+    def gpu_time_s(self) -> float:
+        """
+        Seconds that the device spent on it; InvalidArgument before it is completed.
+        """
+
+    @property
+    def device(self) -> Device: ...
+    def encode_threadgroups(
+        self,
+        pipeline: Pipeline,
+        bindings: Sequence[tuple[int, Buffer | BytesLike]],
+        threadgroups: int | Sequence[int],
+        threadgroup_size: int | Sequence[int],
+        *,
+        threadgroup_memory: Sequence[tuple[int, int]] | None = None,
+        reads: Sequence[tuple[Buffer, int, int]] | None = None,
+        writes: Sequence[tuple[Buffer, int, int]] | None = None,
+    ) -> None:
+        """
+        Records one dispatch, behind a barrier where its ranges conflict with dispatches since the last one.
+
+        `bindings` are (index, Buffer or bytes up to 4096); `threadgroup_memory` is (index, bytes).
+        `reads` and `writes` are (Buffer, offset, length) in bytes: None is undeclared and conflicts with
+        everything, [] touches nothing. InvalidArgument for a bad index or range, an index bound twice, a
+        buffer of another device, a zero or too large grid, bytes over the limit.
+        """
+
+    def set_op_kind(self, kind: OpKind) -> None:
+        """Tags the next encode, and only that one."""
+
+    def memory_barrier(self) -> None:
+        """Everything before it completes before anything after it starts."""
+
+    @property
+    def barrier_count(self) -> int:
+        """
+        Barriers placed so far, by hand or by the hazard tracker; those of a capture do not count.
+        """
+
+    def begin_capture(self) -> None:
+        """From here on encodes are recorded into a graph and nothing is encoded."""
+
+    def end_capture(self) -> Graph:
+        """The Graph of what was recorded."""
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a capture is open."""
+
+class GraphNode:
+    """What `Graph.nodes` tells of one node."""
+
+    @property
+    def barrier(self) -> bool:
+        """Whether it is a barrier placed by hand."""
+
+    @property
+    def kind(self) -> OpKind:
+        """OpKind; `other` for a barrier."""
+
+    @property
+    def label(self) -> str:
+        """Function or operation name; "barrier"."""
+
+    @property
+    def dispatches(self) -> int:
+        """That a replay encodes now."""
+
+    @property
+    def declared(self) -> bool:
+        """Whether reads and writes are declared."""
+
+    @property
+    def kv_seq_len(self) -> int | None:
+        """Of an sdpa node, else None."""
+
+    @property
+    def kv_capacity(self) -> int | None:
+        """Of an sdpa node, else None."""
+
+    def __repr__(self) -> str: ...
+
+class Graph:
+    """
+    A recorded sequence of encodes that can be reordered, updated and replayed. Safe from any thread.
+    """
+
+    @property
+    def nodes(self) -> list[GraphNode]:
+        """What each node is, in order of encoding."""
+
+    def reorder(self) -> int:
+        """
+        Moves rms_norm, elem_mul and elem_add nodes with declared ranges so that a replay needs fewer
+        barriers; every other node is a fence. Returns how many nodes moved.
+        """
+
+    def replay(self, encoder: CommandEncoder) -> None:
+        """
+        Encodes every node; the encoder's hazard tracker decides on barriers. May be repeated.
+        """
+
+    def update(self, node: int, *, kv_seq_len: int) -> None:
+        """
+        Plans sdpa node `node` anew for another length, 1 to the recorded kv_capacity.
+
+        InvalidArgument for any other node or length.
+        """
+
+class SdpaParams:
+    """
+    One attention problem of an engine: packed row-major q and output
+    [batch, n_heads, seq_len, head_dim], k and v [batch, n_kv_heads, kv_capacity, head_dim].
+    """
+
+    def __init__(
+        self,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        seq_len: int,
+        kv_seq_len: int,
+        scale: float = 1.0,
+        kv_capacity: int = 0,
+        do_causal: bool = True,
+    ) -> None: ...
+    @property
+    def n_heads(self) -> int:
+        """Hq, a multiple of n_kv_heads."""
+
+    @n_heads.setter
+    def n_heads(self, value: int, /) -> None: ...
+    @property
+    def n_kv_heads(self) -> int:
+        """Hkv."""
+
+    @n_kv_heads.setter
+    def n_kv_heads(self, value: int, /) -> None: ...
+    @property
+    def head_dim(self) -> int:
+        """D."""
+
+    @head_dim.setter
+    def head_dim(self, value: int, /) -> None: ...
+    @property
+    def seq_len(self) -> int:
+        """L, queries a sequence."""
+
+    @seq_len.setter
+    def seq_len(self, value: int, /) -> None: ...
+    @property
+    def kv_seq_len(self) -> int:
+        """Keys in use."""
+
+    @kv_seq_len.setter
+    def kv_seq_len(self, value: int, /) -> None: ...
+    @property
+    def kv_capacity(self) -> int:
+        """Rows of k and v a head; 0 means kv_seq_len."""
+
+    @kv_capacity.setter
+    def kv_capacity(self, value: int, /) -> None: ...
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+
+    @scale.setter
+    def scale(self, value: float, /) -> None: ...
+    @property
+    def do_causal(self) -> bool:
+        """
+        Query i stands at kv_seq_len - seq_len + i (signed) and sees keys up to there.
+        """
+
+    @do_causal.setter
+    def do_causal(self, value: bool, /) -> None: ...
+    def validate(self) -> None:
+        """InvalidArgument, naming the field, unless every device could run it."""
+
+    def __repr__(self) -> str: ...
+
+def encode_sdpa(
+    encoder: CommandEncoder,
+    registry: KernelRegistry,
+    device: Device,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    output: Buffer,
+    params: SdpaParams,
+    batch_size: int,
+) -> None:
+    """
+    Validates, plans and records attention; the caller commits.
+
+    q and output [batch_size, n_heads, seq_len, head_dim], k and v [batch_size, n_kv_heads, kv_capacity,
+    head_dim], packed row-major, all f32, f16 or bf16. Nothing is recorded where a check fails.
+    """
+
+@overload
+def sdpa(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    out: ArrayT | None = None,
+    return_lse: Literal[False] = False,
+    device: Device | str | None = None,
+) -> ArrayT:
+    """
+    softmax(q k^T * scale) v, with causal masking and grouped queries; waits for the result.
+
+    Arguments
+      q           [B, Hq, L, D], f32, f16 or bf16; NumPy or anything with __dlpack__ (torch, JAX, MLX).
+                  A NumPy uint16 array holds bfloat16 bits; ml_dtypes.bfloat16 works too.
+      k, v        [B, Hkv, S, D] and [B, Hkv, S, Dv], of q's dtype. Query head h reads KV head
+                  h / (Hq / Hkv). Any strides, as long as the last dimension is contiguous.
+      causal      query i of a sequence stands at q_start + i and sees keys up to its position.
+      q_start     int, or one for each sequence; may be negative. Default: kv_len - L, so that the last
+                  query meets the last key. torch's is_causal is q_start=0.
+      scale       of the scores, finite. Default: 1 / sqrt(D).
+      kv_lengths  keys in use, 0 to S: an int, or one for each sequence. Default: S.
+      out         [B, Hq, L, Dv] array of q's dtype to write into; must be writable and overlap neither
+                  itself nor an input.
+      return_lse  also return the natural log of the softmax denominators, f32 [B, Hq, L].
+      device      a Device, "cpu", "metal" or "auto". Default: where the arrays are. On Metal, host
+                  arrays are copied in and out.
+      mask, window, softcap, sinks
+                  not built yet: Unsupported.
+
+    Returns out, or (out, lse), as new arrays of q's framework unless `out` is given. A row that sees no
+    key is 0, its lse -inf. Inputs are neither written nor copied (except onto Metal).
+
+    Errors: InvalidArgument (shapes, lengths, strides, overlap), UnsupportedDType, Unsupported (tensors
+    that require gradients while grad mode is on, memory of other devices), BufferAllocationError.
+    """
+
+@overload
+def sdpa(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    out: ArrayT | None = None,
+    return_lse: Literal[True],
+    device: Device | str | None = None,
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def sdpa(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    out: ArrayT | None = None,
+    return_lse: bool,
+    device: Device | str | None = None,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+def plan(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    out: Array | None = None,
+    return_lse: bool = False,
+    device: Device | str | None = None,
+) -> str:
+    """
+    What sdpa() would do with these arguments, in words: kernels, grids, scratch, copies. Nothing runs.
+
+    Errors: those of sdpa().
+    """
+
+def unsupported_reason(
+    device: Device | str,
+    dtype: DTypeLike,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    features: list[str],
+) -> str:
+    """Why the device does not run such a problem; empty where it does."""
+
+def supported_features() -> list[tuple[str, str, str]]:
+    """
+    The table behind supports(): (feature, why not on the CPU, why not on Metal); empty text: supported.
+    """

@@ -1,0 +1,77 @@
+"""supports(), its table, and sdpa() itself tell the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import metal_sdpa
+from metal_sdpa import supported_features, supports
+
+# Arguments of sdpa() that ask for a feature.
+ARGUMENTS = {
+    "causal": {"causal": True},
+    "q_start": {"q_start": 0},
+    "kv_lengths": {"kv_lengths": 1},
+    "return_lse": {"return_lse": True},
+    "mask": {"mask": np.ones((1, 1, 1, 1), bool)},
+    "window": {"window": 1},
+    "softcap": {"softcap": 1.0},
+    "sinks": {"sinks": np.zeros(1, np.float32)},
+}
+PROPERTIES = {"f32", "f16", "bf16", "grouped_queries", "strides"}
+
+
+def test_the_table_names_every_argument_and_nothing_else() -> None:
+    assert {row[0] for row in supported_features()} == set(ARGUMENTS) | PROPERTIES
+
+
+@pytest.mark.parametrize("feature", ARGUMENTS)
+def test_the_table_supports_and_sdpa_agree(feature: str, device_kind: str) -> None:
+    rows = {row[0]: row[1:] for row in supported_features()}
+    reason = rows[feature][["cpu", "metal"].index(device_kind)]
+    answer = supports(device_kind, **{feature: True})
+    assert bool(answer) == (not reason)
+    assert reason in answer.reason
+    q = np.ones((1, 1, 1, 8), np.float32)
+    if answer:
+        metal_sdpa.sdpa(q, q, q, device=device_kind, **ARGUMENTS[feature])
+        return
+    with pytest.raises(metal_sdpa.Unsupported, match=f"sdpa: {feature}: {reason}"):
+        metal_sdpa.sdpa(q, q, q, device=device_kind, **ARGUMENTS[feature])
+
+
+@pytest.mark.parametrize("head_dim", [0, 1, 576, 577, 1024, 1025])
+@pytest.mark.parametrize("value_dim", [0, 1, 576, 577, 1024, 1025])
+def test_head_dims(head_dim: int, value_dim: int, device_kind: str) -> None:
+    most = metal_sdpa.Device(device_kind).limits.max_head_dim
+    fits = 1 <= head_dim <= most and 1 <= value_dim <= most
+    answer = supports(device_kind, head_dim=head_dim, value_dim=value_dim)
+    assert bool(answer) == fits
+    assert fits == (str(answer) == "supported")
+
+
+@pytest.mark.parametrize("dtype", ["f32", np.float16, np.dtype("float32"), "bfloat16"])
+def test_dtypes(dtype: object, device_kind: str) -> None:
+    assert supports(device_kind, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["f64", np.int32, np.dtype(">f4"), "u16", None])
+def test_dtypes_that_attention_does_not_take(dtype: object, device_kind: str) -> None:
+    answer = supports(device_kind, dtype=dtype)
+    assert not answer
+    assert "supports:" in answer.reason
+
+
+def test_groups_must_divide(device_kind: str) -> None:
+    assert supports(device_kind, n_heads=16, n_kv_heads=8)
+    assert "no multiple of n_kv_heads 7" in supports(device_kind, n_heads=16, n_kv_heads=7).reason
+
+
+def test_a_device_that_is_not_there_is_an_answer() -> None:
+    assert "abacus" in supports("abacus").reason
+
+
+def test_numbers_must_be_ints() -> None:
+    with pytest.raises(metal_sdpa.InvalidArgument, match="supports: head_dim: got a float"):
+        supports("cpu", head_dim=64.0)  # type: ignore[arg-type]
