@@ -30,7 +30,7 @@ RUNS = 15
 QUICK_RUNS = 5
 QUICK_CURVE_LENGTHS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33, 48, 64)
 CURVE_RUNS = 7
-LATE_RUNS = 5  # rounds of a case that is reached when the time is spent
+LATE_DIVISOR = 3  # a case that is reached when the time is spent gets that part of the rounds
 BUDGET, QUICK_BUDGET = 660, 100  # seconds
 SLOW_PEERS = ("mlx",)  # 30 to 100 times behind: left out of --quick
 
@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", metavar="A,B", help=f"of {','.join(PEERS)}; none: only ours")
     parser.add_argument("--runs", type=int, help=f"rounds a case ({RUNS}; quick: {QUICK_RUNS})")
     parser.add_argument("--threads", type=int, help="default: what metal_sdpa takes")
-    budget = f"seconds after which cases get {LATE_RUNS} rounds ({BUDGET}; quick: {QUICK_BUDGET})"
+    budget = f"seconds after which a case gets a third of the rounds ({BUDGET}; {QUICK_BUDGET})"
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=budget)
     parser.add_argument("--out", type=Path, default=Path("build/bench-results"), metavar="DIR")
     options = parser.parse_args(arguments)
@@ -119,12 +119,16 @@ class Run:
         for name, reason in self.absent.items():
             self.console.print(f"  without {name}: {reason}", style="dim", highlight=False)
 
+    @property
+    def late_runs(self) -> int:
+        return max(2, self.runs // LATE_DIVISOR)
+
     def rounds(self) -> int:
         """Rounds of the next case."""
-        if time.monotonic() - self.start < self.budget or self.runs <= LATE_RUNS:
+        if time.monotonic() - self.start < self.budget:
             return self.runs
         self.late += 1
-        return LATE_RUNS
+        return self.late_runs
 
     def measure(self, case: Case) -> Measurement:
         return measure_case(
@@ -218,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     if run.late:
         console.print(
             f"[yellow]{run.late} cases came after the {run.budget:.0f} s of --budget and had "
-            f"{LATE_RUNS} rounds[/]"
+            f"{run.late_runs} rounds[/]"
         )
     write_plot(document, options.out / "bench.png")
     console.print(f"{seconds:.0f} s; {options.out}/bench.json, {options.out}/bench.png")
