@@ -29,7 +29,8 @@ from .table import print_family, print_summary
 RUNS = 15
 QUICK_RUNS = 5
 QUICK_CURVE_LENGTHS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33, 48, 64)
-LATE_RUNS = 5  # rounds of a case that is reached when the time is spent
+CURVE_RUNS = 7
+LATE_DIVISOR = 3  # a case that is reached when the time is spent gets that part of the rounds
 BUDGET, QUICK_BUDGET = 660, 100  # seconds
 SLOW_PEERS = ("mlx",)  # 30 to 100 times behind: left out of --quick
 
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", metavar="A,B", help=f"of {','.join(PEERS)}; none: only ours")
     parser.add_argument("--runs", type=int, help=f"rounds a case ({RUNS}; quick: {QUICK_RUNS})")
     parser.add_argument("--threads", type=int, help="default: what metal_sdpa takes")
-    budget = f"seconds after which cases get {LATE_RUNS} rounds ({BUDGET}; quick: {QUICK_BUDGET})"
+    budget = f"seconds after which a case gets a third of the rounds ({BUDGET}; {QUICK_BUDGET})"
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=budget)
     parser.add_argument("--out", type=Path, default=Path("build/bench-results"), metavar="DIR")
     options = parser.parse_args(arguments)
@@ -89,6 +90,7 @@ class Run:
         self.budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
         self.start = time.monotonic()
         self.late = 0  # cases that came after the budget
+        self.interrupted = False
         self.ours, self.threads = self._load_ours(options.threads)
         names, left_out = chosen_peers(options)
         self.peers, absent = load_peers(names, self.threads)
@@ -117,22 +119,36 @@ class Run:
         for name, reason in self.absent.items():
             self.console.print(f"  without {name}: {reason}", style="dim", highlight=False)
 
+    @property
+    def late_runs(self) -> int:
+        return max(2, self.runs // LATE_DIVISOR)
+
     def rounds(self) -> int:
         """Rounds of the next case."""
-        if time.monotonic() - self.start < self.budget or self.runs <= LATE_RUNS:
+        if time.monotonic() - self.start < self.budget:
             return self.runs
         self.late += 1
-        return LATE_RUNS
+        return self.late_runs
 
     def measure(self, case: Case) -> Measurement:
         return measure_case(
             case, self.ours, self.peers, self.limits, self.pool, self.cache_bytes, self.rounds()
         )
 
-    def measure_cases(self, cases: list[Case], curves: list[str]):
-        """Every case and curve under one progress bar."""
+    def measure_curve(self, dtype: str) -> dict[str, Any]:
+        lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
+        shapes = [curve_case(dtype, L) for L in lengths]
+        runs = min(self.runs, CURVE_RUNS)
+        samples = measure_curve(shapes, self.ours, self.pool, self.cache_bytes, runs)
+        return curve_record(dtype, samples)
+
+    def measure_all(self, cases: list[Case], curves: list[str]):
+        """Every case and curve under one progress bar. Ctrl-C ends the measuring; what was
+        measured before is kept."""
         measurements: list[Measurement] = []
         curve_records: list[dict[str, Any]] = []
+        steps = [(case.key, measurements, self.measure, case) for case in cases]
+        steps += [(f"curve/{dtype}", curve_records, self.measure_curve, dtype) for dtype in curves]
         columns = (
             TextColumn("{task.description:42}"),
             BarColumn(bar_width=30),
@@ -140,22 +156,16 @@ class Run:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("", total=len(cases) + len(curves))
-            for case in cases:
-                progress.update(task, description=case.key)
-                measurements.append(self.measure(case))
-                progress.advance(task)
+            task = progress.add_task("", total=len(steps))
+            for done, (name, records, measure, what) in enumerate(steps):
+                progress.update(task, description=name, completed=done)
                 if not self.console.is_terminal:
-                    self.console.print(f"{len(measurements)}/{len(cases)} {case.key}")
-            for dtype in curves:
-                progress.update(task, description=f"t(L) {dtype}")
-                lengths = QUICK_CURVE_LENGTHS if self.options.quick else CURVE_LENGTHS
-                shapes = [curve_case(dtype, L) for L in lengths]
-                samples = measure_curve(
-                    shapes, self.ours, self.pool, self.cache_bytes, self.rounds()
-                )
-                curve_records.append(curve_record(dtype, samples))
-                progress.advance(task)
+                    self.console.print(f"{done + 1}/{len(steps)} {name}")
+                try:
+                    records.append(measure(what))
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                    break
         return measurements, curve_records
 
     def document(self, measurements, curves, peaks: Peaks, seconds: float) -> dict[str, Any]:
@@ -168,6 +178,7 @@ class Run:
                 "only": self.options.only,
                 "runs": self.runs,
                 "late_cases": self.late,
+                "interrupted": self.interrupted,
                 "threads": self.threads,
             },
             "machine": self.facts | {"load_average_after": load_average()},
@@ -192,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(options, console)
     first = run.limits.measure(run.cache_bytes)
     run.describe(first)
-    measurements, curve_records = run.measure_cases(cases, curves)
+    measurements, curve_records = run.measure_all(cases, curves)
     peaks = best_of(first, run.limits.measure(run.cache_bytes))
     seconds = time.monotonic() - run.start
     document = run.document(measurements, curve_records, peaks, seconds)
@@ -211,9 +222,12 @@ def main(arguments: list[str] | None = None) -> int:
     if run.late:
         console.print(
             f"[yellow]{run.late} cases came after the {run.budget:.0f} s of --budget and had "
-            f"{LATE_RUNS} rounds[/]"
+            f"{run.late_runs} rounds[/]"
         )
     write_plot(document, options.out / "bench.png")
     console.print(f"{seconds:.0f} s; {options.out}/bench.json, {options.out}/bench.png")
+    if run.interrupted:
+        console.print("[yellow]interrupted: the cases after that are missing[/]")
+        return 130
     failed = document["summary"]["wrong"] or document["summary"]["not_computed"]
     return 1 if failed else 0

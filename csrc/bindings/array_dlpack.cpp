@@ -134,8 +134,15 @@ bool check_gradients(Argument argument, PyObject* object) {
   return true;
 }
 
-/// Work that other queues have not finished; DLPack's Metal type carries no stream.
-void finish_torch_metal() { nb::module_::import_("torch").attr("mps").attr("synchronize")(); }
+/// Waits for what the framework has in its own queue: DLPack's Metal type carries no stream. MLX
+/// evaluated the array when it exported it.
+void finish_producer(Framework framework) {
+  if (framework == Framework::torch) {
+    nb::module_::import_("torch").attr("mps").attr("synchronize")();
+  } else if (framework == Framework::mlx) {
+    nb::module_::import_("mlx.core").attr("synchronize")();
+  }
+}
 
 // --- capsules -----------------------------------------------------------------------------------
 
@@ -248,7 +255,7 @@ void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime, const
   } else {
     import_capsule(argument, object, dtypes, array);
   }
-  if (array.on_metal && array.type.framework == Framework::torch) finish_torch_metal();
+  if (array.on_metal) finish_producer(array.type.framework);
 }
 
 }  // namespace metal_sdpa::python

@@ -84,13 +84,24 @@ std::vector<AddressRange> resolve_ranges(const Ranges& ranges, const SdpaOperand
   return resolved;
 }
 
+/// Whether what a binding of q, k and v starts with stands on 16 bytes.
+bool starts_aligned(const SdpaOperands& operands) {
+  for (const Buffer* buffer : {&operands.q, &operands.k, &operands.v}) {
+    if ((buffer->storage()->address + buffer->byte_offset()) % 16 != 0) return false;
+  }
+  return true;
+}
+
 DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, const PlanStep& step,
                             const SdpaOperands& operands, const ScratchList& scratch) {
   DispatchRecord record;
   record.kind = OpKind::sdpa;
   Dispatch& dispatch = record.dispatch;
-  dispatch.pipeline = registry.get_pipeline(
-      step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
+  FunctionConstants constants(step.constants.begin(), step.constants.end());
+  if (step.aligned_constant >= 0 && starts_aligned(operands)) {
+    constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
+  }
+  dispatch.pipeline = registry.get_pipeline(step.kernel, constants);
   dispatch.bindings.reserve(step.bindings.size() + step.bytes.size());
   for (const PlanBinding& bound : step.bindings) {
     OperandMemory memory = operand_memory(bound.operand, operands, scratch);

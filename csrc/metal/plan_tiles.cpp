@@ -108,6 +108,22 @@ std::uint32_t row_teams(const TileShape& shape, std::int64_t packed_rows) {
   return static_cast<std::uint32_t>(shape.teams);
 }
 
+/// Whether rows of a tensor start on 16 bytes where the tensor does.
+bool rows_aligned(const TensorLayout& layout, const SdpaProblem& problem, std::int64_t heads,
+                  std::int64_t rows) {
+  const auto aligned = [&](std::int64_t elements) {
+    return elements * static_cast<std::int64_t>(dtype_size(problem.dtype)) % 16 == 0;
+  };
+  return aligned(layout.offset) && (problem.batch == 1 || aligned(layout.batch_stride)) &&
+         (heads == 1 || aligned(layout.head_stride)) && (rows == 1 || aligned(layout.row_stride));
+}
+
+bool rows_aligned(const SdpaProblem& problem) {
+  return rows_aligned(problem.q, problem, problem.n_heads, problem.seq_len) &&
+         rows_aligned(problem.k, problem, problem.n_kv_heads, problem.kv_capacity) &&
+         rows_aligned(problem.v, problem, problem.n_kv_heads, problem.kv_capacity);
+}
+
 PlanStep tile_step(const SdpaProblem& problem, const TileShape& shape, const Spans& spans,
                    const WorkBox& box) {
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
@@ -128,6 +144,7 @@ PlanStep tile_step(const SdpaProblem& problem, const TileShape& shape, const Spa
   step.threadgroup_size = {static_cast<std::uint32_t>(shape.threads()), 1, 1};
   step.threadgroup_memory.push_back({0, shape.threadgroup_bytes()});
   if (problem.head_dim < shape.dim) step.constants.push_back({SDPA_CONSTANT_PADDED, true});
+  if (rows_aligned(problem)) step.aligned_constant = SDPA_CONSTANT_ALIGNED;
   step.flops = work_flops(problem, box);
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);

@@ -183,6 +183,29 @@ TEST_CASE("metal plan: tile kernels follow the head dim, the dtype and the rows 
   }
 }
 
+TEST_CASE("metal plan: wide loads where every row of q, k and v starts on 16 bytes") {
+  const auto aligned = [](const SdpaProblem& problem) {
+    return plan_metal_sdpa(problem, {}).steps[0].aligned_constant == SDPA_CONSTANT_ALIGNED;
+  };
+  SdpaProblem packed = problem_of(2, 4, 2, 3, 50, 64);
+  packed.dtype = DType::f16;
+  packed.kernel = "sdpa_prefill";
+  CHECK(aligned(packed));
+  SdpaProblem changed = packed;
+  changed.v.offset = 4;
+  CHECK_FALSE(aligned(changed));
+  changed = packed;
+  changed.k.row_stride = 68;
+  CHECK_FALSE(aligned(changed));
+  changed = packed;
+  changed.q.batch_stride += 4;
+  CHECK_FALSE(aligned(changed));
+  changed.batch = 1;  // then no one goes that stride
+  CHECK(aligned(changed));
+  changed.kernel = "sdpa";
+  CHECK_FALSE(aligned(changed));
+}
+
 TEST_CASE("metal plan: tile kernels are refused where they do not take the head dims") {
   for (const char* family : {"sdpa_decode", "sdpa_prefill"}) {
     SdpaProblem odd = problem_of(1, 2, 1, 8, 8, 12);

@@ -208,6 +208,94 @@ TEST_CASE("long sums stay within the bounds: equal scores of equal values, and w
   }
 }
 
+TEST_CASE("sums over many spans stay within the bound, also when a late maximum rescales them") {
+  constexpr std::int64_t kKeys = 65536;
+  constexpr std::int64_t kSpan = 512;  // of rows as wide as these
+  SdpaProblem p = problem_of(DType::f32, 1, 1, kKeys, 766, 3);
+  p.scale = 1;
+  // Key j is elements j..j+765 and the query picks the first of them, so that element j is score j;
+  // all values are one row. Whatever the weights, the output is that row.
+  p.k.row_stride = 1;
+  p.v.row_stride = 0;
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    CHECK(plan_sdpa(device, p).span_len == kSpan);
+    const SdpaOperands x = poisoned_operands(device, p);
+    fill_bytes(x.q, 0);
+    set_element(x.q, 0, 1);
+    for (const float late_score : {0.0f, 7.0f}) {
+      for (std::size_t j = 0; j < x.k.element_count(); ++j) {
+        set_element(x.k, j, j < kKeys - kSpan ? 0 : late_score);
+      }
+      for (const float value : {0.1f, 1.0f / 3, 0.7f}) {
+        for (std::size_t d = 0; d < 3; ++d) {
+          set_element(x.v, d, value * (1 + 0.37f * static_cast<float>(d)));
+        }
+        sdpa(device, x, p);
+        for (std::size_t d = 0; d < 3; ++d) {
+          const float want = get_element(x.v, d);
+          INFO(isa, " late score ", late_score, " value ", want);
+          CHECK(std::fabs(get_element(x.out, d) - want) <= 16 * 0x1p-24f * want);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("bits do not depend on how rows are dealt out to items") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    for (const DType dtype : kDTypes) {
+      // One sequence is cut into two items of 96 rows, sixteen are not. Row 95 sees whole spans.
+      for (const std::int64_t spans : {1, 2}) {
+        std::mt19937 rng(15);
+        SdpaProblem p = problem_of(dtype, 1, 192, 4300, 8, 8);
+        p.causal = true;
+        p.q_start = spans * 2048 - 96;
+        SdpaProblem many = p;
+        many.batch = 16;
+        many.q.batch_stride = many.k.batch_stride = many.v.batch_stride = 0;
+        const SdpaOperands x = random_operands(rng, device, p);
+        SdpaOperands y = poisoned_operands(device, many);
+        y.q = x.q;
+        y.k = x.k;
+        y.v = x.v;
+        CHECK(plan_sdpa(device, p).steps.front().threadgroups.x == 2);
+        CHECK(plan_sdpa(device, many).steps.front().threadgroups.x == 1);
+        sdpa(device, x, p);
+        sdpa(device, y, many);
+        const auto want = bytes_of(x.out);
+        const auto got = bytes_of(y.out);
+        INFO(isa, " ", name_of(dtype), " spans ", spans);
+        CHECK(std::equal(want.begin(), want.end(), got.begin()));
+      }
+    }
+  }
+}
+
+TEST_CASE("scores stay within the bounds where queries lie along keys: partial sums only grow") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    for (const DType dtype : kDTypes) {
+      for (const std::int64_t head_dim : {64, 96, 128, 200, 1024}) {
+        std::mt19937 rng(16);
+        for (int round = 0; round < (head_dim > 256 ? 2 : 12); ++round) {
+          SdpaProblem p = problem_of(dtype, 1, 30, 32, head_dim, 8);
+          p.scale *= round % 2 == 0 ? 1 : 6;
+          const SdpaOperands x = poisoned_operands(device, p);
+          fill_normal(x.k, rng, 1);
+          fill_normal(x.v, rng, 1);
+          for (std::size_t i = 0; i < x.q.element_count(); ++i) {
+            set_element(x.q, i, 1.5f * get_element(x.k, i));
+          }
+          INFO(isa, " ", name_of(dtype), " D ", head_dim);
+          CHECK(error_of_run(device, p, x) <= 1.0);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("bits do not depend on threads, batch, capacity, strides or alignment") {
   for (const std::string& isa : isas()) {
     for (const DType dtype : kDTypes) {

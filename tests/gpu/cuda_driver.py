@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import glob
-import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 ARCHITECTURE = "sm_90"
 
@@ -17,13 +16,13 @@ class CudaError(RuntimeError):
 
 
 def _nvrtc_candidates() -> list[str]:
-    places = [
-        pattern
-        for site in sys.path
-        for pattern in (f"{site}/nvidia/*/lib/libnvrtc.so.*",)
-    ] + ["/usr/local/cuda*/lib64/libnvrtc.so.1*"]
-    found = [name for place in places for name in sorted(glob.glob(place), reverse=True)]
-    return [*found, "libnvrtc.so.13", "libnvrtc.so.12"]
+    """Newest first: the wheel's, a toolkit's, whatever the loader finds."""
+    in_site = [
+        found for site in sys.path for found in Path(site).glob("nvidia/*/lib/libnvrtc.so.*")
+    ]
+    in_toolkit = list(Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.1*"))
+    files = [*sorted(in_site, reverse=True), *sorted(in_toolkit, reverse=True)]
+    return [*map(str, files), "libnvrtc.so.13", "libnvrtc.so.12"]
 
 
 @functools.cache
@@ -32,8 +31,8 @@ def nvrtc() -> ctypes.CDLL:
     for name in _nvrtc_candidates():
         try:
             # NVRTC looks for its built-ins by soname only: have them loaded already.
-            for builtins in glob.glob(os.path.join(os.path.dirname(name), "libnvrtc-builtins.so*")):
-                ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
+            for builtins in Path(name).parent.glob("libnvrtc-builtins.so*"):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(name)
         except OSError:
             continue
@@ -110,7 +109,12 @@ class Graph:
         launch()
         _stream = ctypes.c_void_p()
         _call("cuStreamEndCapture", stream, ctypes.byref(graph))
-        _call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong())
+        _call(
+            "cuGraphInstantiateWithFlags",
+            ctypes.byref(self._executable),
+            graph,
+            ctypes.c_ulonglong(),
+        )
 
     def replay(self) -> None:
         _call("cuGraphLaunch", self._executable, None)
@@ -150,7 +154,13 @@ class Memory:
         return target.raw
 
     def copy_from(self, other: Memory) -> None:
-        _call("cuMemcpyDtoDAsync_v2", self._address, other._address, ctypes.c_size_t(self.byte_len), None)
+        _call(
+            "cuMemcpyDtoDAsync_v2",
+            self._address,
+            other._address,
+            ctypes.c_size_t(self.byte_len),
+            None,
+        )
 
     def __del__(self) -> None:
         if self._address.value:
@@ -192,7 +202,18 @@ class Kernel:
             for a in arguments
         ]
         block = (ctypes.c_void_p * len(boxes))(*(ctypes.addressof(box) for box in boxes))
-        _call("cuLaunchKernel", self._function, *grid, threads, 1, 1, shared_bytes, _stream, block, None)
+        _call(
+            "cuLaunchKernel",
+            self._function,
+            *grid,
+            threads,
+            1,
+            1,
+            shared_bytes,
+            _stream,
+            block,
+            None,
+        )
 
 
 class Module:

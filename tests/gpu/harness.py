@@ -74,7 +74,7 @@ class Library:
         translated = msl_to_cuda.translate(
             SHADERS / key.shader,
             [key.name],
-            {index: True for index in key.constants},
+            dict.fromkeys(key.constants, True),
             f"__launch_bounds__({key.threads}{self.bounds})",
         )
         return cuda_driver.compile_cubin(translated.source, self.options), translated.buffers
@@ -89,7 +89,10 @@ class Library:
 
 
 def _is_aligned(tensor: problems.Tensor) -> bool:
-    elements = (tensor.offset, *(s for s, n in zip(tensor.strides, tensor.shape, strict=False) if n > 1))
+    elements = (
+        tensor.offset,
+        *(s for s, n in zip(tensor.strides, tensor.shape, strict=False) if n > 1),
+    )
     return all(n * tensor.storage.itemsize % 16 == 0 for n in elements)
 
 
@@ -97,7 +100,7 @@ def choose_kernel(case: problems.Case) -> str:
     """The rule of shaders/README.md."""
     if case.kernel != "auto":
         return case.kernel
-    if case.D % 8 or case.D != case.value_dim:
+    if case.D % 8 or case.value_dim != case.D:
         return "straight"
     return "decode" if case.L * case.group <= 8 else "prefill"
 
@@ -135,10 +138,14 @@ def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
     span_len = _span_len(case, kind, size)
     spans = max(1, *(-(-n // facts.span_keys(span_len, n)) for n in case.lengths()))
     partial = spans > 1
-    constants = [LSE] * (lse and not partial) + [SEQUENCES] * case.per_sequence + [ALIGNED] * aligned
-    constants += [PADDED] * (case.D < dim) + [PARTIAL] * partial
+    constants = (
+        [LSE] * (lse and not partial) + [SEQUENCES] * case.per_sequence + [ALIGNED] * aligned
+    )
+    constants += [PADDED] * (dim > case.D) + [PARTIAL] * partial
     threads = 32 * facts.tile_simdgroups(prefill, size, dim)
-    key = KernelKey(f"sdpa_{kind}.metal", f"sdpa_{kind}_{case.dtype}_d{dim}", tuple(constants), threads)
+    key = KernelKey(
+        f"sdpa_{kind}.metal", f"sdpa_{kind}_{case.dtype}_d{dim}", tuple(constants), threads
+    )
     row_blocks = -(-rows // (tile_rows * row_teams))
     span_blocks = -(-spans // (teams // row_teams))
     grid = (case.B, case.Hkv, row_blocks * span_blocks)
@@ -148,10 +155,14 @@ def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
         merge = tuple([LSE] * lse + [SEQUENCES] * case.per_sequence)
         merge_key = KernelKey("sdpa_merge.metal", f"sdpa_merge{suffix}", merge, MERGE_THREADS)
         steps.append(Step(merge_key, (case.B, case.Hq, case.L), 32 * (case.value_dim + 1)))
-    return Plan(steps, {"span_len": span_len, "n_spans": spans, "group_split": row_teams}, spans, True)
+    return Plan(
+        steps, {"span_len": span_len, "n_spans": spans, "group_split": row_teams}, spans, True
+    )
 
 
-def pack_args(case: problems.Case, layout: dict[str, tuple[int, tuple[int, int, int]]], plan: Plan) -> bytes:
+def pack_args(
+    case: problems.Case, layout: dict[str, tuple[int, tuple[int, int, int]]], plan: Plan
+) -> bytes:
     """SdpaArgs. layout: offset and strides of q, k, v, out."""
     names = ("q", "k", "v", "out")
     strides = [s for name in names for s in layout[name][1]]
@@ -210,7 +221,7 @@ class Run:
         }
         self.args = pack_args(case, layout, self.plan)
 
-    def keys(self) -> list[KernelKey]:
+    def kernel_keys(self) -> list[KernelKey]:
         return [step.key for step in self.plan.steps]
 
     def _argument(self, buffer: msl_to_cuda.Buffer, inputs: dict[int, Memory]) -> int | bytes:
@@ -218,7 +229,13 @@ class Run:
             return self.args
         if buffer.type_name == "SdpaParamsBlock":
             return pack_params(self.case)
-        memory = {3: self.out, 6: self.lse, 7: self.sequences, 8: self.partial_o, 9: self.partial_ms}
+        memory = {
+            3: self.out,
+            6: self.lse,
+            7: self.sequences,
+            8: self.partial_o,
+            9: self.partial_ms,
+        }
         return (inputs | memory)[buffer.index].address
 
     def launch(self, inputs: dict[int, Memory] | None = None) -> None:

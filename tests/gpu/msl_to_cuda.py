@@ -1,8 +1,9 @@
 """Translate a shader of ours to CUDA C++ source for NVRTC.
 
-The text stays as it is; only what CUDA spells otherwise is changed: includes are put in place, function
-constants become constants, attributes go, and each `SDPA_INSTANTIATE("name", ...)` becomes an extern "C"
-__global__ function of that name whose parameters are the kernel's buffers in index order.
+The text stays as it is; only what CUDA spells otherwise is changed: includes are put in place,
+function constants become constants, attributes go, and each `SDPA_INSTANTIATE("name", ...)` becomes
+an extern "C" __global__ function of that name whose parameters are the kernel's buffers in index
+order.
 """
 
 from __future__ import annotations
@@ -118,11 +119,15 @@ def _template_scope(template: str, arguments: str) -> str:
     for declaration, argument in zip(_split(template), _split(arguments), strict=True):
         kind, name = declaration.split()
         is_type = kind in ("typename", "class")
-        lines.append(f"using {name} = {argument};" if is_type else f"constexpr {kind} {name} = {argument};")
+        lines.append(
+            f"using {name} = {argument};" if is_type else f"constexpr {kind} {name} = {argument};"
+        )
     return "\n".join(lines)
 
 
-def _wrapper(kernel: _Kernel, host_name: str, arguments: str, bounds: str) -> tuple[str, list[Buffer]]:
+def _wrapper(
+    kernel: _Kernel, host_name: str, arguments: str, bounds: str
+) -> tuple[str, list[Buffer]]:
     """The __global__ function of one instantiation, and its buffers."""
     declared: list[tuple[int, str, Buffer]] = []
     call = []
@@ -169,7 +174,10 @@ def _expand_buffer_indices(text: str) -> str:
 
 
 def translate(
-    path: Path, names: list[str] | None = None, constants: dict[int, bool] | None = None, bounds: str = ""
+    path: Path,
+    names: list[str] | None = None,
+    constants: dict[int, bool] | None = None,
+    bounds: str = "",
 ) -> Translation:
     """CUDA source of the named kernels (default: all) of a shader with these function constants.
 

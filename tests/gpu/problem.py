@@ -186,7 +186,10 @@ def reference(problem: Problem) -> Reference:
     v = from_storage(problem.v.view(), case.dtype)
     shape = (case.B, case.Hq, case.L)
     result = Reference(
-        np.zeros((*shape, case.value_dim)), np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
+        np.zeros((*shape, case.value_dim)),
+        np.full(shape, -np.inf),
+        np.zeros(shape),
+        np.zeros(shape),
     )
     for b in range(case.B):
         n = case.lengths()[b]
@@ -228,7 +231,10 @@ class Verdict:
 def judge(case: Case, expected: Reference, out: np.ndarray, lse: np.ndarray) -> Verdict:
     """Errors over the bounds of design section 4. out as float64, lse f32."""
     nan_rows = np.isnan(expected.out).any(-1)
-    if not (np.isnan(out).all(-1) == nan_rows).all() or not (np.isnan(out).any(-1) == nan_rows).all():
+    if (
+        not (np.isnan(out).all(-1) == nan_rows).all()
+        or not (np.isnan(out).any(-1) == nan_rows).all()
+    ):
         return Verdict(math.inf, math.inf, "NaN in the wrong rows")
     good = ~nan_rows
     f32_term = 2.0**-24 * (16 + 6 * expected.reach)
@@ -299,8 +305,9 @@ def correctness_cases() -> list[Case]:
         cases += [replace(straight, D=D, packed_params=True) for D in (5, 64)]
         cases.append(Case(dtype=dtype, kernel="straight", L=1, S=20000, D=32, spread="constant"))
         cases.append(Case(dtype=dtype, kernel="decode", L=1, S=20000, D=64, spread="constant"))
-        cases.append(Case(dtype=dtype, kernel="prefill", L=70, S=20000, D=64, Hq=1, Hkv=1,
-                          spread="constant"))
+        cases.append(
+            Case(dtype=dtype, kernel="prefill", L=70, S=20000, D=64, Hq=1, Hkv=1, spread="constant")
+        )
     return cases
 
 
@@ -313,7 +320,9 @@ def checker_cases() -> list[Case]:
             Case(dtype=dtype, kernel="decode", S=75, D=256, L=2, span_len=32),
             Case(dtype=dtype, kernel="decode", S=75, D=576, L=2, span_len=32),
             Case(dtype=dtype, kernel="prefill", S=75, D=72, L=37, layout="bshd"),
-            Case(dtype=dtype, kernel="prefill", S=75, D=256, L=19, B=2, kv_lens=(3, 75), span_len=64),
+            Case(
+                dtype=dtype, kernel="prefill", S=75, D=256, L=19, B=2, kv_lens=(3, 75), span_len=64
+            ),
             Case(dtype=dtype, kernel="prefill", S=75, D=512, L=19),
             Case(dtype=dtype, kernel="straight", S=45, D=35, Dv=19, L=33, layout="odd"),
         ]

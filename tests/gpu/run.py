@@ -1,13 +1,13 @@
 """Run our Metal shaders on an NVIDIA GPU: correctness, checkers, timings, bytes.
 
-    python tests/gpu/run.py                 everything, and write docs/gpu-results.json
+    python tests/gpu/run.py                 everything, and write docs/gpu-results.json and .md
     python tests/gpu/run.py correctness     the case table against the float64 oracle
-    python tests/gpu/run.py checkers        compute-sanitizer: memcheck racecheck initcheck synccheck
+    python tests/gpu/run.py checkers        compute-sanitizer, all four tools
     python tests/gpu/run.py speed           times against the copy bandwidth of the same run
     python tests/gpu/run.py bytes           DRAM bytes read, by ncu
 
-Needs an sm_90 GPU and its driver, NumPy, NVRTC (nvidia-cuda-nvrtc==13.0.88 or a CUDA toolkit), a C++
-compiler, and compute-sanitizer and ncu for `checkers` and `bytes`.
+Needs an sm_90 GPU and its driver, the dependency group `gpu`, a C++ compiler, and
+compute-sanitizer and ncu for `checkers` and `bytes`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cuda_driver
 import problem as problems
 import speed
 from harness import Library, Run
 from hashes import RESULT_FILE, shader_hashes
+from report import write_report
 
 HERE = Path(__file__).resolve().parent
 CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -38,11 +40,13 @@ CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 def _check(library: Library, cases: list[problems.Case]) -> dict[str, object]:
     """Judges every case; prints the failures."""
     runs = [Run(library, problems.make_problem(case)) for case in cases]
-    library.prepare([key for run in runs for key in run.keys()])
+    library.prepare([key for run in runs for key in run.kernel_keys()])
     worst: dict[str, float] = collections.defaultdict(float)
     failures = []
     # The oracle runs beside the GPU.
-    with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("forkserver")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        8, multiprocessing.get_context("forkserver")
+    ) as pool:
         expected = pool.map(problems.reference, [run.problem for run in runs], chunksize=8)
         results = []
         for run in runs:
@@ -69,8 +73,10 @@ def correctness() -> dict[str, object]:
 def checker_workload() -> None:
     """What `checkers` runs under each tool: launches only, no host threads."""
     library = Library()
-    runs = [Run(library, problems.make_problem(case), poison=False) for case in problems.checker_cases()]
-    library.prepare([key for run in runs for key in run.keys()])
+    runs = [
+        Run(library, problems.make_problem(case), poison=False) for case in problems.checker_cases()
+    ]
+    library.prepare([key for run in runs for key in run.kernel_keys()])
     for run in runs:
         run.launch()
         run.results()
@@ -80,7 +86,14 @@ def checkers() -> dict[str, str]:
     """Last line of each tool's report."""
     reports = {}
     for tool in CHECKERS:
-        command = ["compute-sanitizer", "--tool", tool, sys.executable, __file__, "checker-workload"]
+        command = [
+            "compute-sanitizer",
+            "--tool",
+            tool,
+            sys.executable,
+            __file__,
+            "checker-workload",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
         reports[tool] = lines[-1].strip("= ") if lines else f"no summary: {done.stderr[-300:]}"
@@ -116,12 +129,21 @@ def write_results(results: dict[str, object]) -> None:
     results["device"] = cuda_driver.start()
     results["sha256"] = shader_hashes()
     RESULT_FILE.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {RESULT_FILE}")
+    write_report()
+    print(f"wrote {RESULT_FILE} and its report")
+
+
+def _failed(results: dict[str, Any]) -> bool:
+    reports = results.get("checkers", {}).values()
+    wrong = results.get("correctness", {}).get("failures", [])
+    return bool(wrong) or any("0 errors" not in report for report in reports)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["correctness", "checkers", "bytes", "speed", "write"])
+    parser.add_argument(
+        "what", nargs="*", default=["correctness", "checkers", "bytes", "speed", "write"]
+    )
     what = parser.parse_args().what
     if what[0] == "checker-workload":
         checker_workload()
@@ -129,8 +151,13 @@ def main() -> int:
     if what[0] == "bytes-workload":
         speed.run_once(speed.BYTES_CASES[what[1]])
         return 0
-    steps = {"correctness": correctness, "checkers": checkers, "bytes": bytes_read, "speed": speed.speed}
-    results: dict[str, object] = {}
+    steps = {
+        "correctness": correctness,
+        "checkers": checkers,
+        "bytes": bytes_read,
+        "speed": speed.speed,
+    }
+    results: dict[str, Any] = {}
     for name in what:
         begin = time.monotonic()
         if name == "write":
@@ -138,8 +165,7 @@ def main() -> int:
             continue
         results[name] = steps[name]()
         print(f"[{name}: {time.monotonic() - begin:.0f} s]", flush=True)
-    failed = results.get("correctness", {}).get("failures", [])  # type: ignore[attr-defined]
-    return 1 if failed else 0
+    return 1 if _failed(results) else 0
 
 
 if __name__ == "__main__":

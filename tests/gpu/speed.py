@@ -21,6 +21,8 @@ DECODE = {
     "B16 32/8 S8192 D128 f32": Case(B=16, Hq=32, Hkv=8, S=8192, D=128, dtype="f32"),
     "B1 32/8 S32768 D64 bf16": Case(Hq=32, Hkv=8, S=32768, D=64, dtype="bf16"),
     "B16 32/8 S8192 D64 bf16": Case(B=16, Hq=32, Hkv=8, S=8192, D=64, dtype="bf16"),
+    "B1 32/8 S32768 D64 f16": Case(Hq=32, Hkv=8, S=32768, D=64, dtype="f16"),
+    "B1 32/8 S32768 D256 f16": Case(Hq=32, Hkv=8, S=32768, D=256, dtype="f16"),
     "B1 32/8 S32768 D256 bf16": Case(Hq=32, Hkv=8, S=32768, D=256, dtype="bf16"),
     "B16 32/8 S8192 D256 bf16": Case(B=16, Hq=32, Hkv=8, S=8192, D=256, dtype="bf16"),
     "B1 32/32 S16384 D128 bf16": Case(Hq=32, Hkv=32, S=16384, D=128, dtype="bf16"),
@@ -42,7 +44,9 @@ PREFILL = {
     "L2048 16/8 D256 f16": Case(Hq=16, Hkv=8, L=2048, S=2048, D=256, dtype="f16"),
     "L1024 32/8 D128 f32": Case(Hq=32, Hkv=8, L=1024, S=1024, D=128, dtype="f32"),
 }
-STRAIGHT = {"L2048 32/8 D128 f16 straight": Case(Hq=32, Hkv=8, L=2048, S=2048, D=128, kernel="straight")}
+STRAIGHT = {
+    "L2048 32/8 D128 f16 straight": Case(Hq=32, Hkv=8, L=2048, S=2048, D=128, kernel="straight")
+}
 BYTES_CASES = {name: DECODE[name] for name in list(DECODE)[:4]}
 ROTATE_BYTES = 400 << 20  # inputs are rotated over this much, many times the L2
 
@@ -82,7 +86,7 @@ def timing_problem(case: Case) -> problems.Problem:
 def run_once(case: Case) -> None:
     library = Library()
     run = Run(library, timing_problem(case), poison=False)
-    library.prepare(run.keys())
+    library.prepare(run.kernel_keys())
     run.launch()
     cuda_driver.synchronize()
 
@@ -101,7 +105,7 @@ def _copies(run: Run) -> list[dict[int, Memory]]:
 def time_case(library: Library, case: Case, repeats: int = 7) -> float:
     """Median over `repeats` of the seconds of one call, each over a graph of back-to-back calls."""
     run = Run(library, timing_problem(case), poison=False)
-    library.prepare(run.keys())
+    library.prepare(run.kernel_keys())
     sets = _copies(run)
     timer = Timer()
 
@@ -137,7 +141,10 @@ def decode_table(library: Library, cases: dict[str, Case], copy: float) -> dict[
         seconds = time_case(library, case)
         rate = kv_bytes(case) / seconds
         table[name] = {"us": seconds * 1e6, "GB/s": rate / 1e9, "of copy": rate / copy}
-        print(f"{name:30} {seconds * 1e6:9.1f} us {rate / 1e9:8.0f} GB/s {rate / copy:6.1%}", flush=True)
+        print(
+            f"{name:30} {seconds * 1e6:9.1f} us {rate / 1e9:8.0f} GB/s {rate / copy:6.1%}",
+            flush=True,
+        )
     return table
 
 

@@ -130,7 +130,6 @@ class PrefillItem {
 
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {
     constexpr float kLog2E = 1.44269504088896341f;
-    constexpr int kChain = sizeof(T) == sizeof(float) ? kValueChainF32 : kMaxBlock;
     const int first = tile_begin(tile);
     const int n = tile_begin(tile + 1) - first;
     int seen[kRowTile];
@@ -144,8 +143,8 @@ class PrefillItem {
     float factors[kTileStep];
     products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
     softmax_tile<T>(scores_, seen, n, n_keys, states(tile), factors);
-    products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kChain, factors, near_,
-                        numerators_ + sdpa_i64{first} * out_step(), out_vecs_);
+    products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>, factors,
+                        near_, numerators_ + sdpa_i64{first} * out_step(), out_vecs_);
   }
 
   RowTotal total(int row) { return {totals_ + row * RowTotal::slots(out_step()), out_step()}; }

@@ -12,11 +12,13 @@ inline constexpr int kMaxBlock = 256;
 /// Rows of a tile, rounded up to whole vectors.
 inline constexpr int kTileStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
 
-/// Where a chain of f32 additions ends and its sum is added to others, so that rounding errors stay
-/// within the accuracy bound for any D and S. Scores: 128 products. Weighted values: 32 keys for
-/// f32; 16-bit outputs leave room for a whole block.
-inline constexpr int kScoreChain = 128;
-inline constexpr int kValueChainF32 = 32;
+/// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
+/// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
+/// equal additions is off by up to n / 3 units of its last place; 16-bit outputs leave room for
+/// weighted values, but not for scores, which the log-sum-exp shows.
+inline constexpr int kScoreChain = 32;
+template <typename T>
+inline constexpr int kValueChain = sizeof(T) == sizeof(float) ? 32 : kMaxBlock;
 
 /// Products between two looks at the prefetching of what comes next.
 inline constexpr int kStretch = 32;
@@ -59,26 +61,40 @@ inline void multiply(const float* a, const float* b, int depth, NearRows& near,
   }
 }
 
+/// The same in chains of `chain` steps.
+template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
+inline void multiply_in_chains(const float* a, const float* b, int depth, int chain, NearRows& near,
+                               Vec (&sums)[kRows][kVecs]) {
+  constexpr auto kMultiply = multiply<kOfPairs, kRows, kVecs, kRowStep, kDepthStep>;
+  kMultiply(a, b, smaller(chain, depth), near, sums);
+  for (int begin = chain; begin < depth; begin += chain) {
+    Vec before[kRows][kVecs];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kVecs; ++c) before[r][c] = sums[r][c];
+    }
+    kMultiply(a + begin * kDepthStep, b + begin * kPanel, smaller(chain, depth - begin), near,
+              sums);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kVecs; ++c) sums[r][c] = before[r][c] + sums[r][c];
+    }
+  }
+}
+
 /// Scores of kRows rows and one panel of keys (its first kVecs vectors), times `scale`.
 template <bool kOfPairs, int kRows, int kVecs>
 inline void score_panel(const float* q, const float* k, int depth, float scale, NearRows& near,
                         float* scores) {
-  constexpr int kChain = kOfPairs ? kScoreChain / 2 : kScoreChain;
   Vec sums[kRows][kVecs];
-  for (int begin = 0; begin < depth; begin += kChain) {
-    const int chain = smaller(kChain, depth - begin);
-    multiply<kOfPairs, kRows, kVecs, 1, kTileStep>(q + begin * kTileStep, k + begin * kPanel, chain,
-                                                   near, sums);
-    const bool is_last = begin + chain == depth;
-    const Vec factor = splat(is_last ? scale : 1.0f);
+  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kTileStep>(q, k, depth, kScoreChain, near, sums);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int c = 0; c < kVecs; ++c) {
-        float* score = scores + r * kMaxBlock + c * kLanes;
-        if (begin > 0) sums[r][c] = sums[r][c] + load(score);
-        store(score, sums[r][c] * factor);
-      }
+    for (int c = 0; c < kVecs; ++c) {
+      store(scores + r * kMaxBlock + c * kLanes, sums[r][c] * splat(scale));
     }
   }
 }
@@ -103,27 +119,14 @@ template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
                              const float* factors, NearRows& near, float* out, int out_step) {
   Vec sums[kRows][kVecs];
-  Vec block[kRows][kVecs];
-  multiply<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, smaller(chain, depth), near,
-                                                 sums);
-  for (int begin = chain; begin < depth; begin += chain) {
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int c = 0; c < kVecs; ++c) {
-        block[r][c] = begin > chain ? block[r][c] + sums[r][c] : sums[r][c];
-      }
-    }
-    multiply<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights + begin, values + begin * kPanel,
-                                                   smaller(chain, depth - begin), near, sums);
-  }
+  multiply_in_chains<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, depth, chain, near,
+                                                           sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     const Vec factor = splat(factors[r]);
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
       float* numerators = out + r * out_step + c * kLanes;
-      if (depth > chain) sums[r][c] = block[r][c] + sums[r][c];
       store(numerators, fma(load(numerators), factor, sums[r][c]));
     }
   }

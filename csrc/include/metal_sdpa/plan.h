@@ -40,6 +40,9 @@ struct PlanRange {
 struct PlanStep {
   const char* kernel = "";  ///< a string literal, or text that lives as long as the process
   InlineVector<FunctionConstant, 8> constants;
+  /// Index of a constant that is true where the memory of q, k and v starts on 16 bytes; -1: none.
+  /// A plan knows strides and offsets, not addresses.
+  int aligned_constant = -1;
   GridSize threadgroups;
   GridSize threadgroup_size;
   InlineVector<PlanBinding, 10> bindings;
