@@ -294,7 +294,7 @@ struct Check {{
   static_assert(sdpa_tile_threadgroup_bytes(prefill, bytes, dim) <= {limit},
                 "threadgroup memory over the limit");
   static_assert(sdpa_tile_threadgroup_bytes(prefill, bytes, dim) % 16 == 0, "not a multiple of 16");
-  static_assert(sdpa_tile_simdgroups(dim) * 32 <= 1024, "too many threads");
+  static_assert(sdpa_tile_simdgroups(prefill, bytes, dim) * 32 <= 1024, "too many threads");
 }};
 template <int dim>
 struct All {{
