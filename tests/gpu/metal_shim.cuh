@@ -48,15 +48,19 @@ struct f4 {
   float a, b, c, d;
 };
 /// Rows 8 to 15 of A are zero.
-inline void mma_f16(f4 &d, uint a, uint b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d) : "r"(a), "r"(0u), "r"(b));
+inline void mma_f16(f4& d, uint a, uint b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d)
+      : "r"(a), "r"(0u), "r"(b));
 }
-inline void mma_bf16(f4 &d, uint a, uint b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d) : "r"(a), "r"(0u), "r"(b));
+inline void mma_bf16(f4& d, uint a, uint b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d)
+      : "r"(a), "r"(0u), "r"(b));
 }
-inline void mma_tf32(f4 &d, float a0, float a1, float a2, float a3, float b0, float b1) {
+inline void mma_tf32(f4& d, float a0, float a1, float a2, float a3, float b0, float b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d)
@@ -192,7 +196,7 @@ template <class T, int kColumns, int kRows>
 struct simdgroup_matrix {
   static_assert(kColumns == 8 && kRows == 8, "Metal has 8x8 simdgroup matrices");
   vec<T, 2> elements;
-  vec<T, 2> &thread_elements() { return elements; }
+  vec<T, 2>& thread_elements() { return elements; }
 };
 }  // namespace metal
 
@@ -220,9 +224,9 @@ inline Pair transpose(Pair v) {
               __uint_as_float(__byte_perm(low, high, 0x7632)));
 }
 /// A float product from tf32 parts: x = high + low, each rounded to nearest, holds x to 2^-24. Rows
-/// 0 to 7 of the 16-row A are its high parts, rows 8 to 15 its low ones. The k order 0,2,4,6,1,3,5,7
-/// is that of A and B alike, so the pairs that a lane holds are the registers that mma wants. The
-/// sum with c is a float addition: the matrix unit's own would truncate.
+/// 0 to 7 of the 16-row A are its high parts, rows 8 to 15 its low ones. The k order
+/// 0,2,4,6,1,3,5,7 is that of A and B alike, so the pairs that a lane holds are the registers that
+/// mma wants. The sum with c is a float addition: the matrix unit's own would truncate.
 inline Pair multiply_accumulate(Pair a, Pair b, Pair c) {
   const Pair bt = transpose(b);
   const float ahx = msl_hw::round_to_tf32(a.x), ahy = msl_hw::round_to_tf32(a.y);
@@ -239,7 +243,7 @@ inline Pair multiply_accumulate(Pair a, Pair b, Pair c) {
 
 namespace metal {
 template <class D, class A, class B, class C>
-inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, simdgroup_matrix<A, 8, 8> a,
+inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a,
                                           simdgroup_matrix<B, 8, 8> b,
                                           simdgroup_matrix<C, 8, 8> c) {
   d.elements = msl::multiply_accumulate(a.elements, b.elements, c.elements);
