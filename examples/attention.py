@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+
 from host_dtypes import from_storage, host_view, to_storage
 from kv_cache import KvCache
 from metal_sdpa import Buffer, Device, Graph, KernelRegistry, SdpaParams, encode_sdpa

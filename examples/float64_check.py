@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from attention import Attended
 from host_dtypes import SMALLEST, UNIT_ROUNDOFF
 from kv_cache import KvCache

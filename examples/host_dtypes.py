@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from metal_sdpa import Buffer
 
 # How NumPy stores one element. bfloat16 stands in its bits.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+
 from attention import FusedAttention
 from float64_check import Accuracy, check_run
 from kv_cache import KvCache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from host_dtypes import from_storage, host_view, to_storage
 from metal_sdpa import Buffer, Device
 from model import ModelConfig

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
 from tokenizer import Tokenizer
 
 

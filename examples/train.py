@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizer import FILE_START, Tokenizer, train_merges
 from torch import Tensor, nn
 from torch.nn import functional
+
+from tokenizer import FILE_START, Tokenizer, train_merges
 
 HERE = Path(__file__).resolve().parent
 
