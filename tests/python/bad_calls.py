@@ -75,12 +75,15 @@ def _zero_size(name: str, axis: int) -> Spoiler:
     return _spoil_array(name, lambda x: x[(slice(None),) * axis + (slice(0, 0),)])
 
 
+# The core names an extent by what it is.
+EXTENTS = "(batch|n_heads|n_kv_heads|seq_len|kv_capacity|head_dim|value_dim|[qkv])"
+
 for _name in ("q", "k", "v"):
     for _axis in range(4):
         # A zero size may be found as a mismatch with another tensor first.
         FAULTS.append(
             Fault(
-                f"{_name}_axis_{_axis}_empty", "[qkv]", "InvalidArgument", _zero_size(_name, _axis)
+                f"{_name}_axis_{_axis}_empty", EXTENTS, "InvalidArgument", _zero_size(_name, _axis)
             )
         )
     FAULTS += [
