@@ -12,7 +12,6 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 
-import metal_sdpa  # noqa: E402
 from float64_check import Accuracy  # noqa: E402
 from host_dtypes import UNIT_ROUNDOFF, from_storage, to_storage  # noqa: E402
 from inference import Engine  # noqa: E402
@@ -20,6 +19,7 @@ from model import ModelConfig, Transformer, load_model  # noqa: E402
 from sampling import Sampler  # noqa: E402
 from tokenizer import Tokenizer, train_merges  # noqa: E402
 
+import metal_sdpa  # noqa: E402
 from targets import device_kinds  # noqa: E402
 
 DTYPES = ("f32", "f16", "bf16")

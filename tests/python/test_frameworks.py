@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import metal_sdpa
 import numpy as np
 import pytest
 
 import accuracy
+import metal_sdpa
 from arrays import DTYPES
 from oracle import Reference, visibility
 from problems import Limits, Problem, random_problem
