@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import metal_sdpa
 import numpy as np
-from metal_sdpa import Buffer, CommandEncoder, Device, DType, KernelRegistry, OpKind, SdpaParams
 
+import metal_sdpa
 from arrays import DTYPES, bits
+from metal_sdpa import Buffer, CommandEncoder, Device, DType, KernelRegistry, OpKind, SdpaParams
 
 CORE_DTYPES = {"f32": DType.f32, "f16": DType.f16, "bf16": DType.bf16}
 TILE_Q = 32

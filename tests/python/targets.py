@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 
 import metal_sdpa
-
 from problems import CPU_LIMITS, METAL_LIMITS, Limits
 
 KNOWN_ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16")

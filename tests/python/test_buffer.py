@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 
-import metal_sdpa
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metal_sdpa import Device, DType
 
+import metal_sdpa
 from arrays import DTYPES, bits
+from metal_sdpa import Device, DType
 from targets import Target
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "u16": 2, "u32": 4, "i32": 4}

@@ -6,13 +6,13 @@ import gc
 import weakref
 from collections.abc import Callable
 
-import metal_sdpa
 import numpy as np
 import pytest
-from metal_sdpa import CommandEncoder, Device, DType, OpKind, SdpaParams
 
+import metal_sdpa
 from arrays import bits
 from engine import TILE_Q, Arena, Attention, params_block
+from metal_sdpa import CommandEncoder, Device, DType, OpKind, SdpaParams
 
 SMALL = SdpaParams(2, 1, 16, 3, 20, 0.25, 24, True)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import metal_sdpa
 import numpy as np
 import pytest
 
 import accuracy
+import metal_sdpa
 from arrays import DTYPES
 from oracle import Reference, visibility
 from problems import Limits, Problem, random_problem
@@ -74,9 +74,7 @@ def test_rms_error_is_at_most_pytorchs(target: Target, dtype: str) -> None:
     if target.kind != "cpu":
         pytest.skip("the comparison is between CPU results; Metal keeps the bounds of the sweep")
     if target.isa == "baseline" and dtype == "f32":
-        pytest.skip(
-            "each product is rounded too without FMA, which PyTorch's kernels use"
-        )
+        pytest.skip("each product is rounded too without FMA, which PyTorch's kernels use")
     problems, theirs = problems_with_pytorchs_error(dtype)
     ours = 0.0
     for problem, reference in problems:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import metal_sdpa
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metal_sdpa import Device, Graph, OpKind, SdpaParams
 
+import metal_sdpa
 from engine import Arena, Attention
 from hazard_model import SLOTS, Mean, Tracker, means, one_by_one
+from metal_sdpa import Device, Graph, OpKind, SdpaParams
 from targets import Target
 
 MOVABLE = (OpKind.rms_norm, OpKind.elem_mul, OpKind.elem_add)

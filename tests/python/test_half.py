@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import metal_sdpa
 import numpy as np
 import pytest
 
+import metal_sdpa
 from arrays import DTYPES, as_f64, bits
 from targets import Target
 

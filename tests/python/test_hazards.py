@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metal_sdpa import Device, DType, KernelRegistry
 
 from engine import Arena
 from hazard_model import SLOTS, Mean, Tracker, means, one_by_one
+from metal_sdpa import Device, DType, KernelRegistry
 from targets import Target
 
 

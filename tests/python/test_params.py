@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import metal_sdpa
 import numpy as np
 import pytest
-from metal_sdpa import Buffer, Device, DType, KernelRegistry, SdpaParams
 
 import accuracy
+import metal_sdpa
 from arrays import DTYPES
 from engine import CORE_DTYPES, TILE_Q, Attention, params_block
+from metal_sdpa import Buffer, Device, DType, KernelRegistry, SdpaParams
 from oracle import attention as oracle_attention
 
 VALID = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import metal_sdpa
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import accuracy
+import metal_sdpa
 from arrays import DTYPES, as_f64, same_bits
 from oracle import Reference, merge
 from problems import FAMILIES, Problem, Shape, build_problem

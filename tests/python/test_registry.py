@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import metal_sdpa
 import pytest
+
+import metal_sdpa
 from metal_sdpa import Device, KernelRegistry
 
 SOURCE = """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import metal_sdpa
 import numpy as np
 import pytest
-from metal_sdpa import Device
 
 import accuracy
+import metal_sdpa
 from arrays import DTYPES, as_f64, bits, same_bits
+from metal_sdpa import Device
 from problems import Shape, build_problem
 from targets import Target
 

@@ -6,13 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import metal_sdpa
 import numpy as np
 import pytest
-from metal_sdpa import Device, SdpaParams
 
+import metal_sdpa
 from arrays import same_bits
 from engine import Attention
+from metal_sdpa import Device, SdpaParams
 from problems import Limits, random_problem
 from targets import Target
 
