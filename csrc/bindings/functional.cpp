@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "core/validation.h"
 #include "device.h"
 #include "docs.h"
 #include "errors.h"
@@ -100,6 +101,26 @@ Buffer output_buffer(const Device& device, Argument argument, const Result& resu
   return wrap_tensor(device, argument, result.array, layout);
 }
 
+/// Copies would hide that the caller's `out` overlaps an input or itself, so the arrays themselves
+/// are checked, as the CPU device sees them.
+void check_staged_arrays(const SdpaCall& call, const SdpaInputs& inputs, const Outputs& outputs) {
+  const Device& cpu = cpu_device();
+  SdpaProblem problem = inputs.problem;
+  problem.return_lse = false;
+  SdpaOperands operands;
+  operands.q = wrap_tensor(cpu, {call.name, "q"}, inputs.q, problem.q);
+  operands.k = wrap_tensor(cpu, {call.name, "k"}, inputs.k, problem.k);
+  operands.v = wrap_tensor(cpu, {call.name, "v"}, inputs.v, problem.v);
+  operands.out = wrap_tensor(cpu, {call.name, "out"}, outputs.out.array, problem.out);
+  validate_operands(problem, operands, *cpu.backend(), call.name);
+}
+
+/// Whether every array of the call lies in host memory that `device` cannot see.
+bool all_staged(const Device& device, const SdpaInputs& inputs, const Outputs& outputs) {
+  return needs_staging(device, inputs.q) && needs_staging(device, inputs.k) &&
+         needs_staging(device, inputs.v) && needs_staging(device, outputs.out.array);
+}
+
 /// Memory, work, and copies back where the device needed them. Needs no GIL.
 void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const Outputs& outputs) {
   SdpaProblem& problem = inputs.problem;
@@ -136,6 +157,9 @@ nb::object call_sdpa(const SdpaCall& call) {
   Outputs outputs;
   make_outputs(call, device, inputs, outputs);
   require_places(call, inputs, outputs, device);
+  if (call.out != nullptr && all_staged(device, inputs, outputs)) {
+    check_staged_arrays(call, inputs, outputs);
+  }
   without_gil([&] { run(call, device, inputs, outputs); });
   const Argument argument{call.name, "q"};
   nb::object out = outputs.out.take(argument, call.q);

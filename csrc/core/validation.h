@@ -12,8 +12,8 @@ namespace metal_sdpa {
 SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::int64_t batch_size);
 
 /// Dtypes, devices, extents and overlaps of the memory; the problem must have passed
-/// validate_problem.
-void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
+/// validate_problem. Exported for the bindings; no public header declares it.
+METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
                        const Backend& backend, const char* call);
 
 }  // namespace metal_sdpa
