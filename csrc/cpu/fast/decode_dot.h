@@ -60,38 +60,43 @@ inline void prefetch(std::uintptr_t address) {
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
 }
 
-/// sums[row * kGroupKeys + j] += products of query row `row` and the key in keys[j].
+/// sums[row * kGroupKeys + j] = product of query row `row` and the key in keys[j].
 template <typename T, int kRows>
 inline void add_products(const float* q, int q_step, const T* const (&keys)[kStepKeys<kRows>],
                          int head_dim, sdpa_i64 ahead_bytes, Vec* sums) {
   constexpr int kKeys = kStepKeys<kRows>;
-  const auto add = [&](const Vec(&units)[kKeys], int d) __attribute__((always_inline)) {
+  // Sums of this step alone, so that the compiler keeps them in registers.
+  Vec own[kRows][kKeys];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) own[r][j] = splat(0.0f);
+  }
+  for (int d = 0; d < head_dim; d += kUnit<T>) {
+    Vec units[kKeys];
+    if (d + kUnit<T> <= head_dim) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) {
+        units[j] = load_unit(keys[j] + d);
+        prefetch(reinterpret_cast<std::uintptr_t>(keys[j] + d) +
+                 static_cast<std::uintptr_t>(ahead_bytes));
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) units[j] = load_unit_first(keys[j] + d, head_dim - d);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Vec query = load(q + r * q_step + d / kPerSlot<T>);
 #pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) {
-        Vec& sum = sums[r * kGroupKeys<kRows> + j];
-        sum = add_product<T>(units[j], query, sum);
-      }
+      for (int j = 0; j < kKeys; ++j) own[r][j] = add_product<T>(units[j], query, own[r][j]);
     }
-  };
-  int d = 0;
-  for (; d + kUnit<T> <= head_dim; d += kUnit<T>) {
-    Vec units[kKeys];
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) {
-      units[j] = load_unit(keys[j] + d);
-      prefetch(reinterpret_cast<std::uintptr_t>(keys[j] + d) +
-               static_cast<std::uintptr_t>(ahead_bytes));
-    }
-    add(units, d);
   }
-  if (d == head_dim) return;
-  Vec units[kKeys];
 #pragma GCC unroll 4
-  for (int j = 0; j < kKeys; ++j) units[j] = load_unit_first(keys[j] + d, head_dim - d);
-  add(units, d);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys<kRows> + j] = own[r][j];
+  }
 }
 
 /// Lane i of the result is the sum of the lanes of v[i], all by the same tree.
