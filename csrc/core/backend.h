@@ -59,6 +59,7 @@ struct DispatchBinding {
   std::shared_ptr<Storage> storage;
   std::size_t byte_offset = 0;
   std::size_t byte_len = 0;
+  bool zero_first = false;  ///< scratch that is filled with 0 before the dispatch (CPU device)
   InlineBytes bytes;  ///< where storage is null
 };
 

@@ -110,6 +110,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     binding.storage = std::move(memory.storage);
     binding.byte_offset = memory.byte_offset;
     binding.byte_len = memory.byte_len;
+    binding.zero_first = bound.zero_first;
     dispatch.bindings.push_back(std::move(binding));
   }
   for (const PlanBytes& bytes : step.bytes) {

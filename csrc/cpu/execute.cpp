@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <exception>
 
 #include "core/text.h"
@@ -39,6 +40,7 @@ void bind(const Dispatch& dispatch, NativeLaunch& launch) {
     memory.byte_len = binding.byte_len;
     if (binding.storage != nullptr) {
       memory.data = static_cast<char*>(binding.storage->host) + binding.byte_offset;
+      if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);
     } else {
       memory.data = const_cast<std::byte*>(binding.bytes.data());  // kernels only read it
     }

@@ -1,6 +1,8 @@
 // The shortest way from a plan to its kernels: a tiny call costs little more than this.
 #include "cpu/immediate.h"
 
+#include <cstring>
+
 #include "cpu/execute.h"
 #include "cpu/native_library.h"
 
@@ -45,7 +47,9 @@ NativeLaunch bind(const PlanStep& step, const SdpaOperands& operands, const Scra
   launch.threadgroups = step.threadgroups;
   launch.threadgroup_size = step.threadgroup_size;
   for (const PlanBinding& binding : step.bindings) {
-    launch.bindings[binding.index] = operand_memory(binding.operand, operands, scratch);
+    const BoundMemory memory = operand_memory(binding.operand, operands, scratch);
+    if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);
+    launch.bindings[binding.index] = memory;
   }
   for (const PlanBytes& bytes : step.bytes) launch.bindings[bytes.index] = bytes_memory(bytes);
   return launch;

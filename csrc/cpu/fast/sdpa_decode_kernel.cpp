@@ -1,11 +1,32 @@
-// sdpa_decode, compiled once for each instruction set.
+// sdpa_decode, compiled once for each instruction set. A work item is one span of one KV head's
+// keys with all query rows that read them, so that every byte of K and V comes from memory once.
+//
+//   scores = scale * Q K^T;  weights = softmax(scores) over the span;  numerators = weights V
+//   the state of the span goes to scratch memory
+//   the item that comes last merges the states of its KV head in span order:
+//     output = numerators / sum
+#include "cpu/fast/decode_item.h"
 #include "cpu/fast/kernel_tables.h"
-#include "cpu/fast/launch_view.h"
-#include "cpu/fast/simd.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+namespace {
+
+/// Threadgroups (n_spans, n_kv_heads, batch).
+template <typename T>
+void decode(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
+  const GridSize& grid = launch.threadgroups;
+  for (std::uint64_t group = work.begin; group < work.end; ++group) {
+    if (stop.stop_requested()) return;
+    DecodeItem<T> item(launch, static_cast<sdpa_i64>(group / grid.x / grid.y),
+                       static_cast<sdpa_i64>(group / grid.x % grid.y),
+                       static_cast<sdpa_i64>(group % grid.x));
+    item.run();
+  }
+}
+
+}  // namespace
 
 extern const FamilyKernels kDecode;
-const FamilyKernels kDecode{nullptr, nullptr, nullptr};
+const FamilyKernels kDecode{decode<float>, decode<F16>, decode<BF16>};
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,8 +1,47 @@
-// The plan of sdpa_decode.
+// The plan of sdpa_decode: one step, one work item a span of each KV head.
+#include <algorithm>
+
+#include "core/plan_args.h"
 #include "cpu/fast/families.h"
+#include "cpu/fast/sdpa_decode.h"
 
 namespace metal_sdpa::cpu {
+namespace {
 
-bool plan_decode(const SdpaProblem&, Isa, Plan&) { return false; }
+/// States and counters in scratch memory, where a KV head may have more than one span.
+void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, PlanStep& step) {
+  const auto heads = static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads);
+  const auto row_slots =
+      static_cast<std::uint64_t>(rows_per_kv_head(problem) * decode_state_slots(problem.value_dim));
+  plan.scratch_bytes[0] = heads * args.n_spans * row_slots * sizeof(float);
+  plan.scratch_bytes[1] = heads * sizeof(std::uint32_t);
+  step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
+  step.bindings.push_back({SDPA_BUFFER_SPANS_DONE, PlanOperand::scratch1, true});
+  step.writes.push_back({PlanOperand::scratch0, 0, plan.scratch_bytes[0]});
+  step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
+}
+
+}  // namespace
+
+bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
+  if (problem.kernel.empty() && rows_per_kv_head(problem) > kMostDecodeRows) return false;
+  const int span_len =
+      decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
+                      static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
+  const SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
+  PlanStep step;
+  step.kernel = fast_kernel_name(Family::decode, problem.dtype, isa);
+  step.threadgroups = {std::max<std::uint32_t>(1, args.n_spans),
+                       static_cast<std::uint32_t>(problem.n_kv_heads),
+                       static_cast<std::uint32_t>(problem.batch)};
+  bind_sdpa_operands(problem, step);
+  bind_sdpa_args(problem, args, step);
+  if (args.n_spans > 1) bind_states(problem, args, plan, step);
+  step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
+               static_cast<double>(problem.head_dim + problem.value_dim);
+  plan.span_len = span_len;
+  plan.steps.push_back(std::move(step));
+  return true;
+}
 
 }  // namespace metal_sdpa::cpu

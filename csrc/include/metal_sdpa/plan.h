@@ -21,6 +21,7 @@ inline constexpr std::size_t kMaxScratch = 4;
 struct PlanBinding {
   std::uint32_t index = 0;
   PlanOperand operand = PlanOperand::q;
+  bool zero_first = false;  ///< scratch that the step finds filled with 0 (CPU device)
 };
 
 /// Constant bytes of a step. More than DeviceLimits::max_inline_bytes become a buffer.

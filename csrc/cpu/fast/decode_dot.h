@@ -1,0 +1,143 @@
+// Scores of a few query rows against many keys, both as they lie in memory: dot products along D in
+// vector registers, several keys and rows at once, and one transposition for all of their sums.
+#pragma once
+
+#include "cpu/fast/prefill_pack.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+/// Sums that the inner loops keep in registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kSums = 16;
+#else
+inline constexpr int kSums = 8;
+#endif
+
+/// Most query rows of a tile.
+inline constexpr int kMostRows = 4;
+
+/// Keys of a group: the kSums slots of its scores are [row][key]. Three rows leave slots unused.
+template <int kRows>
+inline constexpr int kGroupKeys = kRows == 3 ? kSums / 4 : kSums / kRows;
+
+/// Keys whose rows of memory are read side by side.
+template <int kRows>
+inline constexpr int kStepKeys = kGroupKeys<kRows> < 4 ? kGroupKeys<kRows> : 4;
+
+/// Elements of kLanes slots.
+template <typename T>
+inline constexpr int kUnit = kPerSlot<T> * kLanes;
+
+/// kUnit elements of K as the dot product takes them.
+template <typename T>
+inline Vec load_unit(const T* p) {
+  if constexpr (kPairs<T>) {
+    return load_pairs(p);
+  } else {
+    return load(p);
+  }
+}
+template <typename T>
+inline Vec load_unit_first(const T* p, int n) {
+  if constexpr (kPairs<T>) {
+    return load_pairs_first(p, n);
+  } else {
+    return load_first(p, n);
+  }
+}
+
+template <typename T>
+inline Vec add_product(Vec a, Vec b, Vec sum) {
+  if constexpr (kPairs<T>) {
+    return dot_pairs(sum, a, b);
+  } else {
+    return fma(a, b, sum);
+  }
+}
+
+/// Only a hint; the address may be anything.
+inline void prefetch(std::uintptr_t address) {
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
+}
+
+/// sums[row * kGroupKeys + j] = product of query row `row` and the key in keys[j].
+template <typename T, int kRows>
+inline void add_products(const float* q, int q_step, const T* const (&keys)[kStepKeys<kRows>],
+                         int head_dim, sdpa_i64 ahead_bytes, Vec* sums) {
+  constexpr int kKeys = kStepKeys<kRows>;
+  // Sums of this step alone, so that the compiler keeps them in registers.
+  Vec own[kRows][kKeys];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) own[r][j] = splat(0.0f);
+  }
+  for (int d = 0; d < head_dim; d += kUnit<T>) {
+    Vec units[kKeys];
+    if (d + kUnit<T> <= head_dim) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) {
+        units[j] = load_unit(keys[j] + d);
+        prefetch(reinterpret_cast<std::uintptr_t>(keys[j] + d) +
+                 static_cast<std::uintptr_t>(ahead_bytes));
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) units[j] = load_unit_first(keys[j] + d, head_dim - d);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Vec query = load(q + r * q_step + d / kPerSlot<T>);
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) own[r][j] = add_product<T>(units[j], query, own[r][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys<kRows> + j] = own[r][j];
+  }
+}
+
+/// Lane i of the result is the sum of the lanes of v[i], all by the same tree.
+inline Vec sums_of_lanes(const Vec* v) {
+  Vec sums[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) sums[i] = v[i];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      Vec low, high;
+      interleave(sums[i], sums[i + half], low, high);
+      sums[i] = low + high;
+    }
+  }
+  return sums[0];
+}
+
+/// Scores times `scale` of kRows query rows and keys begin..end, a whole number of groups; keys at
+/// or past `n_keys` repeat the last one below it. Scores are [group][row][key].
+template <typename T, int kRows>
+inline void score_keys(const float* q, int q_step, const Rows<const T>& k, int begin, int end,
+                       int n_keys, int head_dim, Vec scale, sdpa_i64 ahead_bytes, float* scores) {
+  constexpr int kGroup = kGroupKeys<kRows>;
+  constexpr int kStep = kStepKeys<kRows>;
+  for (int group = begin; group < end; group += kGroup) {
+    Vec sums[kSums];
+#pragma GCC unroll 16
+    for (int s = 0; s < kSums; ++s) sums[s] = splat(0.0f);
+#pragma GCC unroll 4
+    for (int step = 0; step < kGroup; step += kStep) {
+      const T* keys[kStep];
+#pragma GCC unroll 4
+      for (int j = 0; j < kStep; ++j) keys[j] = k[smaller(group + step + j, n_keys - 1)];
+      add_products<T, kRows>(q, q_step, keys, head_dim, ahead_bytes, sums + step);
+    }
+    float* to = scores + group / kGroup * kSums;
+#pragma GCC unroll 4
+    for (int s = 0; s < kSums; s += kLanes) store(to + s, sums_of_lanes(sums + s) * scale);
+  }
+}
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

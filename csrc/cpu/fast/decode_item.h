@@ -1,0 +1,215 @@
+// One work item of sdpa_decode: all query rows of one KV head against one span of its keys.
+#pragma once
+
+#include "cpu/fast/decode_values.h"
+#include "cpu/fast/prefill_totals.h"
+#include "cpu/fast/support.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+/// Rows that share one reading of the span from memory.
+inline constexpr int kBatchRows = 16;
+inline constexpr int kBatchTiles = kBatchRows / kMostRows;
+
+/// Keys that all tiles meet before the next ones: their rows stay in the L1 cache meanwhile.
+inline constexpr int kScoreKeys = 64;
+
+/// How far ahead of its use a row is prefetched.
+inline constexpr int kAheadBytes = 4096;
+
+template <int kN>
+struct Count {
+  static constexpr int value = kN;
+};
+
+/// Calls run(Count<n>()) for n of 1 to kMostRows.
+template <typename Run>
+inline void with_count(int n, const Run& run) {
+  if (n == 1) run(Count<1>());
+  if (n == 2) run(Count<2>());
+  if (n == 3) run(Count<3>());
+  if (n == 4) run(Count<4>());
+}
+
+template <typename T>
+class DecodeItem {
+ public:
+  DecodeItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, sdpa_i64 span)
+      : launch_(launch),
+        args_(args_of(launch)),
+        sequence_(sequence_of(launch, b)),
+        b_(b),
+        kv_h_(kv_h),
+        span_(span),
+        group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
+        n_rows_(sdpa_i64{args_.seq_len} * group_),
+        state_slots_(decode_state_slots(args_.value_dim)),
+        q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
+        score_slots_(static_cast<int>(args_.span_len) * kMostRows + 2 * kSums) {
+    const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots_;
+    const sdpa_i64 slots =
+        kBatchRows * q_step_ + kBatchTiles * score_slots_ + own_states + RowTotal::slots(width());
+    q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
+    scores_ = q_ + kBatchRows * q_step_;
+    total_ = scores_ + kBatchTiles * score_slots_;
+    states_ = total_ + RowTotal::slots(width());
+    if (args_.n_spans <= 1) return;
+    states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data) +
+              (b * args_.n_kv_heads + kv_h) * args_.n_spans * n_rows_ * state_slots_;
+  }
+
+  void run() {
+    const sdpa_i64 n_spans = span_count(n_rows_ - 1);  // later rows see no less
+    if (span_ >= larger<sdpa_i64>(n_spans, 1)) return;
+    for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kBatchRows) {
+      attend(row, static_cast<int>(smaller<sdpa_i64>(kBatchRows, n_rows_ - row)));
+    }
+    if (n_spans > 1 && !is_last(n_spans)) return;
+    for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row);
+  }
+
+ private:
+  int width() const { return (static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes * kLanes; }
+  sdpa_i64 head_of(sdpa_i64 row) const { return kv_h_ * group_ + row % group_; }
+  sdpa_i64 query_of(sdpa_i64 row) const { return row / group_; }
+  float* state(sdpa_i64 span, sdpa_i64 row) const {
+    return states_ + (span * n_rows_ + row) * state_slots_;
+  }
+
+  /// Spans that row `row` sees keys of.
+  sdpa_i64 span_count(sdpa_i64 row) const {
+    const sdpa_i64 keys = visible_keys(args_, sequence_, query_of(row));
+    return (keys + args_.span_len - 1) / args_.span_len;
+  }
+
+  /// Keys of this span that row `row` sees.
+  int visible(sdpa_i64 row) const {
+    const sdpa_i64 keys = visible_keys(args_, sequence_, query_of(row)) - span_ * args_.span_len;
+    return static_cast<int>(larger<sdpa_i64>(smaller<sdpa_i64>(keys, args_.span_len), 0));
+  }
+
+  /// Whether all other spans of the KV head have put their states into memory.
+  bool is_last(sdpa_i64 n_spans) const {
+    auto* done = static_cast<std::uint32_t*>(launch_.bindings[SDPA_BUFFER_SPANS_DONE].data);
+    std::uint32_t* counter = done + b_ * args_.n_kv_heads + kv_h_;
+    return __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) == static_cast<std::uint32_t>(n_spans);
+  }
+
+  /// States of rows row..row + n_rows for this span.
+  void attend(sdpa_i64 row, int n_rows) {
+    const int n_keys = visible(row + n_rows - 1);
+    if (n_keys == 0) return;
+    int seen[kBatchRows];
+    float* states[kBatchRows];
+    for (int r = 0; r < n_rows; ++r) {
+      seen[r] = visible(row + r);
+      states[r] = state(args_.n_spans > 1 ? span_ : 0, row + r);
+      pack_query(row + r, q_ + r * q_step_);
+    }
+    score(n_rows, n_keys);
+    for (int r = 0; r < n_rows; r += kMostRows) {
+      with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
+        softmax_span<T, count.value>(scores_of(r), n_keys, seen + r, states + r);
+      });
+    }
+    add_all_values(n_rows, n_keys, states);
+  }
+
+  void pack_query(sdpa_i64 row, float* to) const {
+    const T* q = query_rows<T>(launch_, b_, head_of(row))[query_of(row)];
+    const int head_dim = static_cast<int>(args_.head_dim);
+    int d = 0;
+    for (; d + kUnit<T> <= head_dim; d += kUnit<T>) store(to + d / kPerSlot<T>, load_unit(q + d));
+    if (d < head_dim) store(to + d / kPerSlot<T>, load_unit_first(q + d, head_dim - d));
+  }
+
+  float* scores_of(int row) const { return scores_ + row / kMostRows * score_slots_; }
+
+  /// K or V from this span's first key on.
+  Rows<const T> from_span(const Rows<const T>& rows) const {
+    return {rows[span_ * args_.span_len], rows.stride};
+  }
+  static sdpa_i64 ahead_bytes(const Rows<const T>& rows, sdpa_u32 row_width) {
+    const sdpa_i64 row_bytes = sdpa_i64{row_width} * static_cast<sdpa_i64>(sizeof(T));
+    const sdpa_i64 n_rows = larger<sdpa_i64>(1, kAheadBytes / row_bytes);
+    return n_rows * rows.stride * static_cast<sdpa_i64>(sizeof(T));
+  }
+
+  void score(int n_rows, int n_keys) const {
+    const Rows<const T> k = from_span(key_rows<T>(launch_, b_, kv_h_));
+    const sdpa_i64 ahead = ahead_bytes(k, args_.head_dim);
+    const Vec scale = splat(args_.scale * kLog2E);
+    for (int begin = 0; begin < n_keys; begin += kScoreKeys) {
+      const int end = smaller(begin + kScoreKeys, n_keys);
+      for (int r = 0; r < n_rows; r += kMostRows) {
+        with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
+          score_keys<T, count.value>(q_ + r * q_step_, q_step_, k, begin, end, n_keys,
+                                     static_cast<int>(args_.head_dim), scale, ahead, scores_of(r));
+        });
+      }
+    }
+  }
+
+  void add_all_values(int n_rows, int n_keys, float* const* states) const {
+    const Rows<const T> v = from_span(value_rows<T>(launch_, b_, kv_h_));
+    const sdpa_i64 ahead = ahead_bytes(v, args_.value_dim);
+    for (int begin = 0; begin < n_keys; begin += kValueKeys) {
+      const int end = smaller(begin + kValueKeys, n_keys);
+      for (int r = 0; r < n_rows; r += kMostRows) {
+        with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
+          const ValueBlock<T> block{scores_of(r), v, begin, end, n_keys, ahead, states + r};
+          add_block<T, count.value>(block, static_cast<int>(args_.value_dim));
+        });
+      }
+    }
+  }
+
+  /// Merges the row's states in span order and writes the output. A row without any weight is 0,
+  /// its log-sum-exp -inf.
+  void finish(sdpa_i64 row) const {
+    RowTotal total(total_, width());
+    total.reset();
+    const sdpa_i64 n_spans = span_count(row);
+    for (sdpa_i64 span = 0; span < n_spans; ++span) {
+      const float* added = state(span, row);
+      total.merge({added[kStateMaximum], added[kStateSum], added[kStateWeightSum],
+                   added + kStateNumerators});
+    }
+    const RowState merged = total.state();
+    T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
+    const bool empty = merged.weight_sum == 0;
+    const Vec sum = splat(empty ? 1.0f : merged.weight_sum);
+    const int value_dim = static_cast<int>(args_.value_dim);
+    for (int d = 0; d < value_dim; d += kLanes) {
+      const Vec value = empty ? splat(0.0f) : load(merged.numerators + d) / sum;
+      if (d + kLanes <= value_dim) {
+        store(out + d, value);
+      } else {
+        store_first(out + d, value, value_dim - d);
+      }
+    }
+    float* lse = lse_rows(launch_, b_, head_of(row));
+    if (lse != nullptr) lse[query_of(row)] = log_sum_exp(merged.maximum, merged.sum);
+  }
+
+  static constexpr float kLog2E = 1.44269504088896341f;
+
+  const NativeLaunch& launch_;
+  const SdpaArgs& args_;
+  const SdpaSequence sequence_;
+  const sdpa_i64 b_;
+  const sdpa_i64 kv_h_;
+  const sdpa_i64 span_;
+  const int group_;
+  const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
+  const sdpa_i64 state_slots_;
+  const int q_step_;       ///< slots of a packed query
+  const int score_slots_;  ///< slots of one tile's scores
+
+  float* q_ = nullptr;       ///< [kBatchRows][q_step]
+  float* scores_ = nullptr;  ///< [tile][group][kSums], then weights
+  float* total_ = nullptr;   ///< one RowTotal
+  float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]
+};
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,0 +1,32 @@
+// sdpa_decode's tables, shared by its plan and its kernels.
+#pragma once
+
+#include <cstdint>
+
+namespace metal_sdpa::cpu {
+
+/// Query rows under one KV head, L * Hq / Hkv, up to which the planner takes sdpa_decode.
+constexpr int kMostDecodeRows = 16;
+
+/// Keys of one span: about 256 KB of K and V, so that a state costs a hundredth of reading its
+/// keys, from 64 keys to 512, where a chain of f32 additions must end.
+constexpr int decode_span_len(int element_bytes, int head_dim, int value_dim) {
+  int keys = 512;
+  while (keys > 64 && keys * element_bytes * (head_dim + value_dim) > 256 << 10) keys /= 2;
+  return keys;
+}
+
+/// The state of one row and one span in scratch memory: f32 slots, in units of 2^maximum. Where
+/// weights are rounded to bf16, the output is divided by the sum of the rounded ones and the
+/// log-sum-exp is made of the exact ones; elsewhere the two sums are the same.
+constexpr int kStateMaximum = 0;  ///< in log2 units
+constexpr int kStateSum = 1;
+constexpr int kStateWeightSum = 2;
+constexpr int kStateNumerators = 16;  ///< Dv of them; the step before fills a cache line
+
+/// Slots of a state: numerators rounded up to what the widest kernel writes at once.
+constexpr std::int64_t decode_state_slots(std::int64_t value_dim) {
+  return kStateNumerators + (value_dim + 31) / 32 * 32;
+}
+
+}  // namespace metal_sdpa::cpu

@@ -1,0 +1,135 @@
+// sdpa_decode on every instruction set that this machine runs.
+#include "cpu/fast/sdpa_decode.h"
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "oracle.h"
+#include "problems.h"
+#include "support.h"
+
+using namespace metal_sdpa;
+using namespace metal_sdpa::test;
+
+namespace {
+
+constexpr std::array<DType, 3> kDTypes{DType::f32, DType::f16, DType::bf16};
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const cpu::Isa isa : cpu::supported_isas()) names.emplace_back(cpu::isa_name(isa));
+  return names;
+}
+
+/// One KV head with packed layouts, all keys in use.
+SdpaProblem problem_of(DType dtype, std::int64_t group, std::int64_t rows, std::int64_t keys,
+                       std::int64_t width) {
+  SdpaProblem p;
+  p.kernel = "sdpa_decode";
+  p.dtype = dtype;
+  p.n_heads = group;
+  p.seq_len = rows;
+  p.kv_capacity = p.kv_len = keys;
+  p.head_dim = p.value_dim = width;
+  p.scale = 1 / std::sqrt(static_cast<float>(width));
+  p.causal = true;
+  p.return_lse = true;
+  p.set_packed_layouts();
+  return p;
+}
+
+double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperands& x) {
+  fill_bytes(x.out, 0xff);
+  sdpa(device, x, p);
+  return worst_error(p, x, reference_sdpa(p, x));
+}
+
+}  // namespace
+
+TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
+  for (const std::string& isa : isas()) {
+    const Device device("cpu", {1, isa});
+    SdpaProblem p = problem_of(DType::f16, 4, 1, 300, 64);
+    p.kernel.clear();
+    CHECK(std::string(plan_sdpa(device, p).steps.front().kernel) == "sdpa_decode_f16." + isa);
+    p.seq_len = cpu::kMostDecodeRows;
+    p.set_packed_layouts();
+    CHECK(std::string(plan_sdpa(device, p).steps.front().kernel) == "sdpa_prefill_f16." + isa);
+  }
+}
+
+TEST_CASE("random problems are within the bounds, with the same bits on two threads") {
+  for (const std::string& isa : isas()) {
+    const Device one("cpu", {1, isa});
+    const Device two("cpu", {2, isa});
+    std::mt19937 rng(20240612);
+    for (int round = 0; round < 150; ++round) {
+      SdpaProblem p = random_problem(rng, {});
+      p.kernel = "sdpa_decode";
+      const SdpaOperands x = random_operands(rng, one, p);
+      INFO(isa, " round ", round, " dtype ", std::string(dtype_name(p.dtype)));
+      REQUIRE(error_of_run(one, p, x) <= 1.0);
+      const std::vector<std::uint8_t> want = bytes_of(x.out);
+      fill_bytes(x.out, 0xff);
+      sdpa(two, x, p);
+      REQUIRE(bytes_of(x.out) == want);
+    }
+  }
+}
+
+TEST_CASE("groups, rows, widths and lengths around the edges of spans") {
+  for (const std::string& isa : isas()) {
+    const Device device("cpu", {2, isa});
+    std::mt19937 rng(7);
+    for (const DType dtype : kDTypes) {
+      for (const std::int64_t keys : {1, 31, 33, 511, 512, 513, 1025}) {
+        for (const std::int64_t group : {1, 2, 3, 4, 5, 7, 8, 16}) {
+          const SdpaProblem p = problem_of(dtype, group, 1, keys, group == 5 ? 40 : 8);
+          const SdpaOperands x = random_operands(rng, device, p);
+          INFO(isa, " S ", keys, " group ", group, " ", std::string(dtype_name(dtype)));
+          CHECK(error_of_run(device, p, x) <= 1.0);
+        }
+        SdpaProblem p = problem_of(dtype, 2, 9, keys, 72);
+        const SdpaOperands x = random_operands(rng, device, p);
+        INFO(isa, " S ", keys, " L 9 ", std::string(dtype_name(dtype)));
+        CHECK(error_of_run(device, p, x) <= 1.0);
+        p.q_start = -4;
+        CHECK(error_of_run(device, p, x) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("a sequence has the same bits alone, in a batch and with more room") {
+  const Device device("cpu", {2, ""});
+  std::mt19937 rng(9);
+  for (const DType dtype : kDTypes) {
+    SdpaProblem alone = problem_of(dtype, 4, 1, 1300, 64);
+    const SdpaOperands x = random_operands(rng, device, alone);
+    sdpa(device, x, alone);
+    SdpaProblem batch = alone;
+    batch.batch = 3;
+    batch.kv_capacity = 2000;
+    batch.kv_lengths = {0, 1300, 7};
+    batch.set_packed_layouts();
+    const SdpaOperands y = random_operands(rng, device, batch);
+    const std::int64_t row = 64;
+    for (std::int64_t i = 0; i < 4 * row; ++i) {
+      set_element(y.q, static_cast<std::size_t>(4 * row + i),
+                  get_element(x.q, static_cast<std::size_t>(i)));
+    }
+    for (std::int64_t i = 0; i < 1300 * row; ++i) {
+      const auto to = static_cast<std::size_t>(2000 * row + i);
+      set_element(y.k, to, get_element(x.k, static_cast<std::size_t>(i)));
+      set_element(y.v, to, get_element(x.v, static_cast<std::size_t>(i)));
+    }
+    sdpa(device, y, batch);
+    const std::vector<std::uint8_t> a = bytes_of(x.out);
+    const std::vector<std::uint8_t> b = bytes_of(y.out);
+    CHECK(std::equal(a.begin(), a.end(), b.begin() + static_cast<std::ptrdiff_t>(a.size())));
+    CHECK(y.lse.host<float>()[4] == x.lse.host<float>()[0]);
+  }
+}
