@@ -18,7 +18,6 @@
 #define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
 #define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
 #define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
-#define SDPA_BUFFER_SPANS_DONE 12  // u32 [B, Hkv]: spans whose states are there; starts as 0
 
 // Function constants, all bool, false where not set.
 #define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock

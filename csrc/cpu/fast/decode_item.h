@@ -90,7 +90,7 @@ class DecodeItem {
 
   /// Whether all other spans of the KV head have put their states into memory.
   bool is_last(sdpa_i64 n_spans) const {
-    auto* done = static_cast<std::uint32_t*>(launch_.bindings[SDPA_BUFFER_SPANS_DONE].data);
+    auto* done = static_cast<std::uint32_t*>(launch_.bindings[kBufferSpansDone].data);
     std::uint32_t* counter = done + b_ * args_.n_kv_heads + kv_h_;
     return __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) == static_cast<std::uint32_t>(n_spans);
   }

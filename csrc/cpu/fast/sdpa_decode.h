@@ -16,6 +16,10 @@ constexpr int decode_span_len(int element_bytes, int head_dim, int value_dim) {
   return keys;
 }
 
+/// Buffer index of u32 [B, Hkv]: spans of a KV head that are done. Behind those of sdpa_args.h; the
+/// other devices have no such buffer.
+constexpr std::uint32_t kBufferSpansDone = 12;
+
 /// The state of one row and one span in scratch memory: f32 slots, in units of 2^maximum. Where
 /// weights are rounded to bf16, the output is divided by the sum of the rounded ones and the
 /// log-sum-exp is made of the exact ones; elsewhere the two sums are the same.

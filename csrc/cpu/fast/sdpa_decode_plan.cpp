@@ -16,7 +16,7 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
   plan.scratch_bytes[0] = heads * args.n_spans * row_slots * sizeof(float);
   plan.scratch_bytes[1] = heads * sizeof(std::uint32_t);
   step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
-  step.bindings.push_back({SDPA_BUFFER_SPANS_DONE, PlanOperand::scratch1, true});
+  step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});
   step.writes.push_back({PlanOperand::scratch0, 0, plan.scratch_bytes[0]});
   step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
 }
