@@ -8,6 +8,8 @@
 namespace metal_sdpa::cpu {
 namespace {
 
+constexpr std::int64_t kTileRows = 4;  // rows that the kernel keeps in registers at once
+
 /// States and counters in scratch memory, where a KV head may have more than one span.
 void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, PlanStep& step) {
   const auto heads = static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads);
@@ -21,10 +23,20 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
   step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
 }
 
+/// Where measurement favours it over sdpa_prefill. f16: up to kMostDecodeRows rows, since packing
+/// costs a conversion. f32 and bf16: fewer rows than a tile; from there on sdpa_prefill reads K and
+/// V faster, but gives a KV head one thread, which a large group (few KV heads) cannot afford.
+bool suits_decode(const SdpaProblem& problem) {
+  const std::int64_t rows = rows_per_kv_head(problem);
+  if (rows > kMostDecodeRows) return false;
+  const std::int64_t group = problem.n_heads / problem.n_kv_heads;
+  return problem.dtype == DType::f16 || rows < kTileRows || group > kTileRows;
+}
+
 }  // namespace
 
 bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
-  if (problem.kernel.empty() && rows_per_kv_head(problem) > kMostDecodeRows) return false;
+  if (problem.kernel.empty() && !suits_decode(problem)) return false;
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
