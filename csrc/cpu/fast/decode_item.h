@@ -109,7 +109,7 @@ class DecodeItem {
     score(n_rows, n_keys);
     for (int r = 0; r < n_rows; r += kMostRows) {
       with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
-        softmax_span<T, count.value>(scores_of(r), n_keys, seen + r, states + r);
+        softmax_span<count.value>(scores_of(r), n_keys, seen + r, states + r);
       });
     }
     add_all_values(n_rows, n_keys, states);
@@ -172,13 +172,12 @@ class DecodeItem {
     const sdpa_i64 n_spans = span_count(row);
     for (sdpa_i64 span = 0; span < n_spans; ++span) {
       const float* added = state(span, row);
-      total.merge({added[kStateMaximum], added[kStateSum], added[kStateWeightSum],
-                   added + kStateNumerators});
+      total.merge({added[kStateMaximum], added[kStateSum], added + kStateNumerators});
     }
     const RowState merged = total.state();
     T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
-    const bool empty = merged.weight_sum == 0;
-    const Vec sum = splat(empty ? 1.0f : merged.weight_sum);
+    const bool empty = merged.sum == 0;
+    const Vec sum = splat(empty ? 1.0f : merged.sum);
     const int value_dim = static_cast<int>(args_.value_dim);
     for (int d = 0; d < value_dim; d += kLanes) {
       const Vec value = empty ? splat(0.0f) : load(merged.numerators + d) / sum;

@@ -7,7 +7,7 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Groups of a span's scores, an even number: weights of pairs come from two groups.
+/// Groups of a span's scores, an even number: the softmax takes two at once.
 template <int kRows>
 inline int group_count(int n_keys) {
   const int groups = (n_keys + kGroupKeys<kRows> - 1) / kGroupKeys<kRows>;
@@ -41,17 +41,9 @@ inline float sum_of_row(const float (&slots)[kSums], int row) {
   return sum;
 }
 
-/// A bf16 value, to nearest: Dekker's splitting of a significand of 24 bits into 8 and 16
-/// (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
-inline Vec round_to_bf16(Vec v) {
-  const Vec scaled = v * splat(65537.0f);
-  return scaled - (scaled - v);
-}
-
 /// Turns scores [group][row][key] into weights at the same place and writes maxima and sums of the
-/// rows' states. visible[r] keys of the span are seen by row r. With pairs, the weights of groups
-/// 2g and 2g + 1 join in group g: slots hold key j of the one and key j of the other.
-template <typename T, int kRows>
+/// rows' states. visible[r] keys of the span are seen by row r.
+template <int kRows>
 inline void softmax_span(float* scores, int n_keys, const int* visible, float* const* states) {
   const int n_groups = group_count<kRows>(n_keys);
   const int n_slots = n_groups * kSums;
@@ -74,32 +66,21 @@ inline void softmax_span(float* scores, int n_keys, const int* visible, float* c
   }
 
   float sums[kSums];
-  float weight_sums[kSums];
   for (int s = 0; s < kSums; s += kLanes) {
     const Vec reference = load(slots + s);
     Vec sum = splat(0.0f);
-    Vec weight_sum = splat(0.0f);
     for (int i = s; i < n_slots; i += 2 * kSums) {
       const Vec first = exp2(load(scores + i) - reference);
       const Vec second = exp2(load(scores + i + kSums) - reference);
       sum = sum + (first + second);
-      if constexpr (kPairs<T>) {
-        const Vec even = round_to_bf16(first);
-        const Vec odd = round_to_bf16(second);
-        weight_sum = weight_sum + (even + odd);
-        store(scores + s + (i - s) / 2, join_pairs(even, odd));
-      } else {
-        store(scores + i, first);
-        store(scores + i + kSums, second);
-      }
+      store(scores + i, first);
+      store(scores + i + kSums, second);
     }
     store(sums + s, sum);
-    store(weight_sums + s, kPairs<T> ? weight_sum : sum);
   }
   for (int r = 0; r < kRows; ++r) {
     states[r][kStateMaximum] = maxima[r];
     states[r][kStateSum] = sum_of_row<kRows>(sums, r);
-    states[r][kStateWeightSum] = sum_of_row<kRows>(weight_sums, r);
   }
 }
 

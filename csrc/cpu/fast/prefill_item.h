@@ -47,6 +47,8 @@ class PrefillItem {
   }
 
  private:
+  static constexpr sdpa_i64 kWeightSlots = (kPairs<T> ? 2 : 1) * kRowTile * kMaxBlock;
+
   /// Rows of the item from tile_begin(t) on are tile t: as even as can be.
   int tile_begin(int tile) const { return tile * n_rows_ / n_tiles_; }
   int out_step() const { return out_vecs_ * kLanes; }
@@ -64,7 +66,7 @@ class PrefillItem {
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
     const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
     const sdpa_i64 total_slots = has_totals_ ? RowTotal::slots(out_step()) * n_rows_ : 0;
-    const sdpa_i64 sizes[] = {q_slots,     k_slots,   v_slots,    kRowTile * kMaxBlock,
+    const sdpa_i64 sizes[] = {q_slots,     k_slots,   v_slots,    kWeightSlots,
                               state_slots, out_slots, total_slots};
     float** const places[] = {&q_, &k_, &v_, &scores_, &states_, &numerators_, &totals_};
     constexpr sdpa_i64 kLine = 16;  // slots
@@ -76,6 +78,9 @@ class PrefillItem {
       next += (sizes[i] + kLine - 1) / kLine * kLine;
     }
   }
+
+  /// The lower parts of the weights, behind the upper ones.
+  float* lower_weights() { return scores_ + kRowTile * kMaxBlock; }
 
   TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
 
@@ -142,9 +147,15 @@ class PrefillItem {
     const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
     float factors[kTileStep];
     products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
-    softmax_tile<T>(scores_, seen, n, n_keys, states(tile), factors);
+    softmax_tile<T>(scores_, lower_weights(), seen, n, n_keys, states(tile), factors);
+    float* numerators = numerators_ + sdpa_i64{first} * out_step();
     products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>, factors,
-                        near_, numerators_ + sdpa_i64{first} * out_step(), out_vecs_);
+                        near_, numerators, out_vecs_);
+    if constexpr (kPairs<T>) {
+      for (float& factor : factors) factor = 1;
+      products.add_values(lower_weights(), v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>,
+                          factors, near_, numerators, out_vecs_);
+    }
   }
 
   RowTotal total(int row) { return {totals_ + row * RowTotal::slots(out_step()), out_step()}; }
@@ -156,7 +167,6 @@ class PrefillItem {
   RowState state_of(int tile, int r) {
     const TileStates& tile_states = states(tile);
     return {tile_states.maximum[r], tile_states.sum[r],
-            kPairs<T> ? tile_states.weight_sum[r] : tile_states.sum[r],
             numerators_ + sdpa_i64{tile_begin(tile) + r} * out_step()};
   }
 
@@ -183,7 +193,7 @@ class PrefillItem {
   void write_row(int row, const RowState& state) {
     const int value_dim = static_cast<int>(args_.value_dim);
     T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
-    const Vec inverse = splat(state.weight_sum == 0 ? 0.0f : 1.0f / state.weight_sum);
+    const Vec inverse = splat(state.sum == 0 ? 0.0f : 1.0f / state.sum);
     int d = 0;
     for (; d + kLanes <= value_dim; d += kLanes)
       store(out + d, load(state.numerators + d) * inverse);

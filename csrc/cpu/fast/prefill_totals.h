@@ -5,11 +5,10 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// The state of one row: maximum in log2 units, sums and numerators in units of 2^maximum.
+/// The state of one row: maximum in log2 units, sum and numerators in units of 2^maximum.
 struct RowState {
   float maximum;
   float sum;
-  float weight_sum;
   const float* numerators;
 };
 
@@ -34,19 +33,19 @@ class RowTotal {
     const Vec keep = splat(exp2(maximum() - reference));
     const Vec factor = splat(exp2(added.maximum - reference));
     maximum() = merged;
-    float sums[kLanes] = {added.sum, added.weight_sum};
-    add(0, load(sums), keep, factor);
+    float sum[kLanes] = {added.sum};
+    add(0, load(sum), keep, factor);
     for (int d = 0; d < width_; d += kLanes) {
       add(kLanes + d, load(added.numerators + d), keep, factor);
     }
   }
 
   RowState state() const {
-    return {*(memory_ + 2 * (width_ + kLanes)), memory_[0], memory_[1], memory_ + kLanes};
+    return {*(memory_ + 2 * (width_ + kLanes)), memory_[0], memory_ + kLanes};
   }
 
  private:
-  // The two sums in one vector, the numerators, as many compensations, the maximum.
+  // The sum in a vector of its own, the numerators, as many compensations, the maximum.
   float& maximum() { return memory_[2 * (width_ + kLanes)]; }
 
   void add(int slot, Vec value, Vec keep, Vec factor) {

@@ -20,12 +20,9 @@ constexpr int decode_span_len(int element_bytes, int head_dim, int value_dim) {
 /// other devices have no such buffer.
 constexpr std::uint32_t kBufferSpansDone = 12;
 
-/// The state of one row and one span in scratch memory: f32 slots, in units of 2^maximum. Where
-/// weights are rounded to bf16, the output is divided by the sum of the rounded ones and the
-/// log-sum-exp is made of the exact ones; elsewhere the two sums are the same.
+/// The state of one row and one span in scratch memory: f32 slots, in units of 2^maximum.
 constexpr int kStateMaximum = 0;  ///< in log2 units
 constexpr int kStateSum = 1;
-constexpr int kStateWeightSum = 2;
 constexpr int kStateNumerators = 16;  ///< Dv of them; the step before fills a cache line
 
 /// Slots of a state: numerators rounded up to what the widest kernel writes at once.

@@ -21,7 +21,6 @@
 //     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
 //     round_pairs(a, b)          the 2 * kLanes values of a and b as bf16, to nearest even
 //     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
-//     zip_pairs(a, b, even, odd) pairs (a, b) of the even bf16 of a and b, and of the odd ones
 //     load_pairs(p)              2 * kLanes consecutive bf16
 //     load_pairs_first(p, n)     as load_first, n from 0 to 2 * kLanes
 #pragma once

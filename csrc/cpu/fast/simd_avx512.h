@@ -87,13 +87,6 @@ inline Vec join_pairs(Vec even, Vec odd) {
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
   return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
 }
-inline void zip_pairs(Vec a, Vec b, Vec& even, Vec& odd) {
-  const __m512i first = _mm512_castps_si512(a);
-  const __m512i second = _mm512_castps_si512(b);
-  const __mmask32 upper = 0xaaaaaaaa;
-  even = _mm512_castsi512_ps(_mm512_mask_mov_epi16(first, upper, _mm512_slli_epi32(second, 16)));
-  odd = _mm512_castsi512_ps(_mm512_mask_mov_epi16(_mm512_srli_epi32(first, 16), upper, second));
-}
 inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
   const auto first = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);

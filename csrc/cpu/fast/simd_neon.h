@@ -86,12 +86,6 @@ inline Vec join_pairs(Vec even, Vec odd) {
   return vreinterpretq_f32_u32(
       vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
 }
-inline void zip_pairs(Vec a, Vec b, Vec& even, Vec& odd) {
-  const uint16x8_t first = vreinterpretq_u16_f32(a);
-  const uint16x8_t second = vreinterpretq_u16_f32(b);
-  even = vreinterpretq_f32_u16(vtrn1q_u16(first, second));
-  odd = vreinterpretq_f32_u16(vtrn2q_u16(first, second));
-}
 inline Vec load_pairs(const BF16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
   BF16 pairs[2 * kLanes] = {};

@@ -8,7 +8,6 @@ inline constexpr bool kHasPairDot = false;
 Vec dot_pairs(Vec acc, Vec a, Vec b);
 Vec round_pairs(Vec a, Vec b);
 Vec join_pairs(Vec even, Vec odd);
-void zip_pairs(Vec a, Vec b, Vec& even, Vec& odd);
 Vec load_pairs(const BF16* p);
 Vec load_pairs_first(const BF16* p, int n);
 
