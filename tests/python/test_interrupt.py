@@ -9,8 +9,11 @@ import pytest
 
 import child
 
+# A shell starts background commands with SIGINT ignored, and children inherit that.
 CPU_SECONDS = """
+import signal
 import numpy as np, metal_sdpa
+signal.signal(signal.SIGINT, signal.default_int_handler)
 rng = np.random.default_rng(0)
 q = rng.standard_normal((1, 16, 8192, 128), np.float32)
 k = rng.standard_normal((1, 16, 8192, 128), np.float32)
