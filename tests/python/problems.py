@@ -355,8 +355,10 @@ def outlier_channels(rng: np.random.Generator, shape: Shape, scale: float) -> Va
 
 
 def wide_values(rng: np.random.Generator, shape: Shape, scale: float) -> Values:
+    """Keys whose values differ in size by up to 2^16."""
     q, k, v = _noise(rng, shape, scale, rng.uniform(0.5, 4))
-    return q, k, v * np.exp2(rng.uniform(-8, 8, v.shape)).astype(np.float32)
+    sizes = np.exp2(rng.uniform(-8, 8, (*v.shape[:3], 1)))
+    return q, k, v * sizes.astype(np.float32)
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator, Shape, float], Values]] = {

@@ -282,6 +282,25 @@ def test_constant_values_come_back_at_any_length(target: Target, dtype: str) -> 
             assert np.abs(out - want).max() <= relative * want * np.sqrt(8)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_of_many_sizes_within_one_row(target: Target, dtype: str) -> None:
+    """One element of the output dominates its norm, so that no errors average out.
+
+    The 1.25 u of bf16 is for rows of at least 8 elements of like size. Where weights are rounded to
+    bf16, both roundings may go the same way on one element: 2 u, as for rows of fewer than 8.
+    """
+    most = 2 / 1.25 if dtype == "bf16" else 1
+    for seed in range(60 if target.kind == "cpu" else 4):
+        rng = np.random.default_rng(seed)
+        problem = build_problem(rng, Shape(1, 4, 2, 33, 33, 8, 8), dtype=dtype)
+        sizes = np.exp2(rng.uniform(-8, 8, problem.v.view.shape)).astype(np.float32)
+        v = (problem.v.view.astype(np.float32) * sizes).astype(DTYPES[dtype])
+        q, k, _ = problem.arrays()
+        out = metal_sdpa.sdpa(q, k, v, **problem.arguments(), device=target.device())
+        errors = accuracy.output_errors(out, problem.reference(v=v), dtype)
+        assert errors.max() <= most, seed
+
+
 def test_f16_subnormals_count(target: Target) -> None:
     q = np.zeros((1, 1, 1, 8), np.float16)
     k = np.zeros((1, 1, 2, 8), np.float16)
