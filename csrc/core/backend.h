@@ -60,7 +60,7 @@ struct DispatchBinding {
   std::size_t byte_offset = 0;
   std::size_t byte_len = 0;
   bool zero_first = false;  ///< scratch that is filled with 0 before the dispatch (CPU device)
-  InlineBytes bytes;  ///< where storage is null
+  InlineBytes bytes;        ///< where storage is null
 };
 
 /// One validated dispatch as core hands it to a device.

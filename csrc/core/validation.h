@@ -14,6 +14,6 @@ SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::
 /// Dtypes, devices, extents and overlaps of the memory; the problem must have passed
 /// validate_problem. Exported for the bindings; no public header declares it.
 METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
-                       const Backend& backend, const char* call);
+                                      const Backend& backend, const char* call);
 
 }  // namespace metal_sdpa
