@@ -24,11 +24,12 @@ struct Case {
 // Around the edges of the 32-row and the 16-key tile, odd head dims, grouped and single heads,
 // queries that see no key, one key, more queries than keys. Small: emulated Metal runs them too.
 constexpr Case kCases[] = {
-    {1, 1, 1, 1, 1, 1, 1, 1, false},      {1, 2, 2, 31, 15, 15, 8, 8, true},
-    {1, 2, 1, 32, 16, 16, 16, 16, true},  {2, 4, 2, 33, 17, 20, 33, 33, true},
-    {1, 4, 1, 5, 65, 70, 64, 64, true},   {1, 8, 2, 1, 130, 131, 64, 64, false},
-    {1, 3, 3, 65, 33, 40, 24, 24, true},  {2, 2, 1, 7, 48, 48, 80, 40, false},
-    {1, 2, 2, 3, 20, 20, 576, 576, true}, {1, 2, 1, 40, 5, 9, 12, 20, true},
+    {1, 1, 1, 1, 1, 1, 1, 1, false},        {1, 2, 2, 31, 15, 15, 8, 8, true},
+    {1, 2, 1, 32, 16, 16, 16, 16, true},    {2, 4, 2, 33, 17, 20, 33, 33, true},
+    {1, 4, 1, 5, 65, 70, 64, 64, true},     {1, 8, 2, 1, 130, 131, 64, 64, false},
+    {1, 3, 3, 65, 33, 40, 24, 24, true},    {2, 2, 1, 7, 48, 48, 80, 40, false},
+    {1, 2, 2, 3, 20, 20, 576, 576, true},   {1, 2, 1, 40, 5, 9, 12, 20, true},
+    {1, 4, 2, 2, 200, 200, 128, 128, true},
 };
 
 SdpaProblem problem_of(const Case& c, DType dtype) {
@@ -139,6 +140,28 @@ TEST_CASE("metal attention: what stands past the last key never shows") {
         sdpa(device, x, problem);
         INFO(kernel, " ", std::string(dtype_name(dtype)), " kv ", kv_len);
         CHECK(worst_error(problem, x, reference) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("metal attention: an infinite value of the last key is no NaN") {
+  const Device device("metal");
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    for (const std::int64_t kv_len : {1, 7, 9, 31, 33}) {
+      SdpaProblem problem = problem_of({1, 2, 1, 2, kv_len, 40, 32, 32, false}, dtype);
+      std::mt19937 rng(31);
+      const SdpaOperands x = random_operands(rng, device, problem);
+      fill_bytes(x.q, 0);  // every visible key weighs the same, every other one nothing
+      const std::uint16_t infinity = dtype == DType::f16 ? 0x7c00 : 0x7f80;
+      x.v.host<std::uint16_t>()[(kv_len - 1) * 32 + 5] = infinity;
+      for (const std::string& kernel : kernels_for(device, problem)) {
+        problem.kernel = kernel;
+        sdpa(device, x, problem);
+        INFO(kernel, " ", std::string(dtype_name(dtype)), " kv ", kv_len);
+        for (std::size_t row = 0; row < 4; ++row) {
+          CHECK(x.out.host<std::uint16_t>()[row * 32 + 5] == infinity);
+        }
       }
     }
   }
