@@ -301,6 +301,24 @@ def test_values_of_many_sizes_within_one_row(target: Target, dtype: str) -> None
         assert errors.max() <= most, seed
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seq_len", [1, 40])
+def test_weights_below_the_smallest_normal_number(target: Target, dtype: str, seq_len: int) -> None:
+    """One key wins; all others have weights of exp(-87) to exp(-104), the subnormals of f32."""
+    keys = 70
+    rng = np.random.default_rng(19)
+    v = rng.standard_normal((1, 1, keys, 24), np.float32).astype(DTYPES[dtype])
+    q = np.zeros((1, 1, seq_len, 8), DTYPES[dtype])
+    q[..., 0] = 1
+    for winner in range(keys) if target.kind == "cpu" else (0, 13, 69):
+        k = np.zeros((1, 1, keys, 8), DTYPES[dtype])
+        k[0, 0, :, 0] = -rng.uniform(87, 104, keys)
+        k[0, 0, winner, 0] = 0
+        out = metal_sdpa.sdpa(q, k, v, scale=1.0, device=target.device())
+        want = np.broadcast_to(as_f64(v[0, 0, winner]), out.shape)
+        np.testing.assert_allclose(as_f64(out), want, rtol=16 * accuracy.F32_UNIT, atol=1e-30)
+
+
 def test_f16_subnormals_count(target: Target) -> None:
     q = np.zeros((1, 1, 1, 8), np.float16)
     k = np.zeros((1, 1, 2, 8), np.float16)

@@ -84,8 +84,10 @@ inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
 }
 inline Vec round_pairs(Vec a, Vec b) { return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(b, a)); }
 inline Vec join_pairs(Vec even, Vec odd) {
+  // Subnormal weights keep bits below bf16's last: they must not reach the other half.
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+  const __mmask32 upper = 0xaaaaaaaa;
+  return _mm512_castsi512_ps(_mm512_mask_mov_epi16(low, upper, _mm512_castps_si512(odd)));
 }
 inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
