@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/fast/prefill_pack.h"
+#include "cpu/fast/sdpa_decode.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
@@ -14,7 +15,7 @@ inline constexpr int kSums = 8;
 #endif
 
 /// Most query rows of a tile.
-inline constexpr int kMostRows = 4;
+inline constexpr int kMostRows = kDecodeTileRows;
 
 /// Keys of a group: the kSums slots of its scores are [row][key]. Three rows leave slots unused.
 template <int kRows>

@@ -6,8 +6,7 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Keys whose weighted values are added in registers, from zero, before they go to memory: it ends
-/// a chain of f32 additions, and their rows of V stay in the L1 cache for the next columns. A whole
-/// number of pairs of groups.
+/// a chain of f32 additions, and their rows of V stay in the L1 cache for the next columns.
 inline constexpr int kValueKeys = 32;
 
 /// Adds sums to numerators, or puts them there.

@@ -8,6 +8,9 @@ namespace metal_sdpa::cpu {
 /// Query rows under one KV head, L * Hq / Hkv, up to which the planner takes sdpa_decode.
 constexpr int kMostDecodeRows = 16;
 
+/// Query rows of a tile: what the kernels keep in registers at once.
+constexpr int kDecodeTileRows = 4;
+
 /// Keys of one span: about 256 KB of K and V, so that a state costs a hundredth of reading its
 /// keys, from 64 keys to 512, where a chain of f32 additions must end.
 constexpr int decode_span_len(int element_bytes, int head_dim, int value_dim) {

@@ -8,8 +8,6 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-constexpr std::int64_t kTileRows = 4;  // rows that the kernel keeps in registers at once
-
 /// States and counters in scratch memory, where a KV head may have more than one span.
 void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, PlanStep& step) {
   const auto heads = static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads);
@@ -30,7 +28,7 @@ bool suits_decode(const SdpaProblem& problem) {
   const std::int64_t rows = rows_per_kv_head(problem);
   if (rows > kMostDecodeRows) return false;
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  return problem.dtype != DType::f32 || rows < kTileRows || group > kTileRows;
+  return problem.dtype != DType::f32 || rows < kDecodeTileRows || group > kDecodeTileRows;
 }
 
 }  // namespace
