@@ -34,27 +34,13 @@ constant bool write_partial =
     is_function_constant_defined(partial_constant) ? partial_constant : false;
 constant bool write_output = !write_partial;
 constant bool write_output_lse = write_lse && write_output;
-/// Whether weights are summed unrounded too: for what compares rows or spans, which f32 precision
-/// is promised for. Numerators are divided by the sum of the weights that they were made with.
-constant bool sum_exactly = write_partial || write_output_lse;
 
 namespace metal_sdpa {
 
-/// Weights are at most 2 to this power: f16 weights down to 2^-38 of the largest then still count.
-template <typename T>
-constexpr float weight_exponent() {
-  return 0.0f;
-}
-template <>
-constexpr float weight_exponent<half>() {
-  return 14.0f;
-}
-
-/// State of one row: reference, sum of the weights as rounded to T, sum of the unrounded ones.
+/// State of one row: a power of two, and the sum of the weights in units of it.
 struct TileRowState {
   float reference;
   float sum;
-  float exact_sum;
 };
 
 /// The packed rows of a team: row_begin .. row_begin + count - 1 of one KV head's n_rows.
@@ -99,6 +85,8 @@ struct AttentionTile {
     kKeyTiles = kKeys / 8,
     kScores = kRowTiles * kKeyTiles,
     kCompensated = kBytes == 4,
+    kScoreBlock = kCompensated ? 8 : 16,
+    kScoreBlocks = kCompensated || kFragments > kScoreBlock,
   };
   typedef metal::vec<T, 2> Pair;
 
@@ -115,9 +103,8 @@ struct AttentionTile {
   float2 o[kRowTiles][kFragments];
   float2 o_compensation[kCompensated ? kRowTiles : 1][kCompensated ? kFragments : 1];
   float2 reference[kRowTiles];  ///< of the two rows of this lane's columns
-  float2 sum[kRowTiles];        ///< of this lane's weights as rounded to T; unused in f32
-  float2 exact_sum[kRowTiles];  ///< of this lane's unrounded weights; in f32, or with sum_exactly
-  float2 exact_sum_compensation[kRowTiles];
+  float2 sum[kRowTiles];        ///< of this lane's weights
+  float2 sum_compensation[kRowTiles];
   int visible[kRowTiles][2];  ///< keys that each of the two rows sees
 
   /// This lane's first element within chunk `chunk` of a row.
@@ -134,8 +121,7 @@ struct AttentionTile {
     for (int r = 0; r < kRowTiles; ++r) {
       reference[r] = float2(-INFINITY);
       sum[r] = float2(0.0f);
-      exact_sum[r] = float2(0.0f);
-      exact_sum_compensation[r] = float2(0.0f);
+      sum_compensation[r] = float2(0.0f);
       SDPA_UNROLL
       for (int f = 0; f < kFragments; ++f) {
         o[r][f] = float2(0.0f);
@@ -203,8 +189,8 @@ struct AttentionTile {
   }
 
   /// This slice's part of S^T. Even and odd fragments are summed apart, so that a multiplication
-  /// need not wait for the one before; in f32 blocks of 8 fragments are summed from zero: short
-  /// chains of additions, not a long one.
+  /// need not wait for the one before. Blocks of kScoreBlock fragments are summed from zero: short
+  /// chains of additions, not a long one, whose roundings may all go one way.
   void multiply_scores(thread const KeyTile& k, thread float2 (&scores)[kRowTiles][kKeyTiles]) {
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
@@ -217,7 +203,7 @@ struct AttentionTile {
         for (int f = 0; f < kFragments; f += 2) {
           even = multiply_accumulate(k.pairs[j][f], q[r][f], even);
           odd = multiply_accumulate(k.pairs[j][f + 1], q[r][f + 1], odd);
-          if (kCompensated && f % 8 == 6) {
+          if (kScoreBlocks && f % kScoreBlock == kScoreBlock - 2) {
             total = float2(total.x + (even.x + odd.x), total.y + (even.y + odd.y));
             even = float2(0.0f);
             odd = float2(0.0f);
@@ -286,8 +272,7 @@ struct AttentionTile {
   /// Multiplies the state of row tile r by a power of two a row.
   void rescale(int r, float2 factor) {
     sum[r] = product(sum[r], factor);
-    exact_sum[r] = product(exact_sum[r], factor);
-    exact_sum_compensation[r] = product(exact_sum_compensation[r], factor);
+    sum_compensation[r] = product(sum_compensation[r], factor);
     const float row_factor = element_of_row(factor, at);
     SDPA_UNROLL
     for (int f = 0; f < kFragments; ++f) {
@@ -309,39 +294,35 @@ struct AttentionTile {
     }
     maximum = column_max(maximum);
     const float2 old = reference[r];
-    const float2 next = float2(metal::max(old.x, metal::ceil(maximum.x) - weight_exponent<T>()),
-                               metal::max(old.y, metal::ceil(maximum.y) - weight_exponent<T>()));
+    const float2 next = float2(metal::max(old.x, metal::ceil(maximum.x)),
+                               metal::max(old.y, metal::ceil(maximum.y)));
     reference[r] = next;
     if (!metal::simd_any(next.x != old.x || next.y != old.y)) return;
     rescale(r, float2(rescale_factor(old.x, next.x), rescale_factor(old.y, next.y)));
   }
 
-  /// One softmax update: scores to weights, as the A operand of P V.
+  /// One softmax update: scores to weights, as the A operand of P V. Weights stay f32: rounded to
+  /// T they would cost a row whose largest values hang on one small weight more than the bound.
   void softmax(thread float2 (&scores)[kRowTiles][kKeyTiles],
-               thread Pair (&weights)[kRowTiles][kKeyTiles]) {
+               thread float2 (&weights)[kRowTiles][kKeyTiles]) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       raise_reference(r, scores);
       const float2 from = float2(subtrahend(reference[r].x), subtrahend(reference[r].y));
-      float2 tile_exact_sum = float2(0.0f);
+      float2 tile_sum = float2(0.0f);
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
         const float2 weight =
             float2(metal::exp2(scores[r][j].x - from.x), metal::exp2(scores[r][j].y - from.y));
-        const Pair rounded = Pair(T(weight.x), T(weight.y));
-        tile_exact_sum = float2(tile_exact_sum.x + weight.x, tile_exact_sum.y + weight.y);
-        if (!kCompensated)
-          sum[r] = float2(sum[r].x + float(rounded[0]), sum[r].y + float(rounded[1]));
-        weights[r][j] = transposed(rounded, at);
+        tile_sum = float2(tile_sum.x + weight.x, tile_sum.y + weight.y);
+        weights[r][j] = transposed(weight, at);
       }
-      if (kCompensated || sum_exactly) {
-        compensated_add(exact_sum[r], exact_sum_compensation[r], tile_exact_sum);
-      }
+      compensated_add(sum[r], sum_compensation[r], tile_sum);
     }
   }
 
   /// O += P V. In f32 a tile is summed from zero and added with compensation.
-  void multiply_values(thread const Pair (&weights)[kRowTiles][kKeyTiles],
+  void multiply_values(thread const float2 (&weights)[kRowTiles][kKeyTiles],
                        thread const KeyTile& v) {
     SDPA_UNROLL
     for (int f = 0; f < kFragments; ++f) {
@@ -377,7 +358,7 @@ struct AttentionTile {
   void attend(thread const TeamKeys<T>& keys, int n_all_visible, thread KeyTile& k) {
     for (int first = 0; first < keys.count; first += kKeys) {
       float2 scores[kRowTiles][kKeyTiles];
-      Pair weights[kRowTiles][kKeyTiles];
+      float2 weights[kRowTiles][kKeyTiles];
       KeyTile v;
       const int next = first + kKeys;
       if (!kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
@@ -414,7 +395,7 @@ struct AttentionTile {
       }
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
-        Pair weights[kRowTiles][kKeyTiles];
+        float2 weights[kRowTiles][kKeyTiles];
         take_scores(scores, turn, lane);
         mask_scores(scores, first, first + kKeys <= n_all_visible);
         softmax(scores, weights);
@@ -432,10 +413,7 @@ struct AttentionTile {
   TileRowState row_state(int r) const {
     TileRowState state;
     state.reference = element_of_row(reference[r], at);
-    if (kCompensated || sum_exactly) {
-      state.exact_sum = element_of_row(column_sum(exact_sum[r]), at);
-    }
-    state.sum = kCompensated ? state.exact_sum : element_of_row(column_sum(sum[r]), at);
+    state.sum = element_of_row(column_sum(sum[r]), at);
     return state;
   }
 
@@ -454,9 +432,9 @@ struct AttentionTile {
     }
   }
 
-  /// Writes this slice's part of row at.row of row tile r, times `factor`, as numerators of a
-  /// state, whose rows start on 32 bytes.
-  void store_numerators(int r, float factor, device float* row) const {
+  /// Writes this slice's part of row at.row of row tile r as numerators of a state, whose rows
+  /// start on 32 bytes.
+  void store_numerators(int r, device float* row) const {
     SDPA_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (padded && element(c) >= head_dim) continue;
@@ -465,144 +443,11 @@ struct AttentionTile {
       for (int f = 0; f < kChunkFragments; f += 2) {
         const float2 first = o[r][c * kChunkFragments + f];
         const float2 second = o[r][c * kChunkFragments + f + 1];
-        target[f / 2] =
-            float4(first.x * factor, first.y * factor, second.x * factor, second.y * factor);
+        target[f / 2] = float4(first.x, first.y, second.x, second.y);
       }
     }
   }
 };
-
-/// The buffers of sdpa_decode and sdpa_prefill.
-template <typename T>
-struct AttentionBuffers {
-  device const T* q;
-  device const T* k;
-  device const T* v;
-  device T* out;
-  device float* lse;
-  device float* partial_o;
-  device float2* partial_ms;
-};
-
-/// Writes the team's rows: the output, or the states of span `span`.
-template <typename T, int kDim, bool kPrefill>
-void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
-                thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
-                thread const TeamRows& rows, long b, long kv_h, long span) {
-  SDPA_UNROLL
-  for (int r = 0; r < AttentionTile<T, kDim, kPrefill>::kRowTiles; ++r) {
-    const TileRowState state = tile.row_state(r);
-    const int packed = rows.begin + 8 * r + tile.at.row;
-    if (packed >= rows.end) continue;
-    const long h = kv_h * rows.group + rows.head(packed);
-    const long i = rows.query(packed);
-    const long index = packed_row(args, b, h, i);
-    const bool first_lane = tile.at.pair == 0 && tile.slice_begin == 0;
-    if (write_partial) {
-      const long state_index = index * long(args.n_spans) + span;
-      // Numerators of the unrounded weights, since their sum is what spans are weighed by.
-      const float factor =
-          state.sum == state.exact_sum ? 1.0f : state.exact_sum * inverse_of_sum(state.sum);
-      tile.store_numerators(r, factor, buffers.partial_o + state_index * tile.head_dim);
-      if (first_lane) buffers.partial_ms[state_index] = float2(state.reference, state.exact_sum);
-    } else {
-      tile.store_output(r, state.sum,
-                        buffers.out + head_start(args.out_offset, args.out_stride, b, h) +
-                            i * args.out_stride.row);
-      if (write_output_lse && first_lane) {
-        buffers.lse[index] = log_sum_exp(state.reference, state.exact_sum);
-      }
-    }
-  }
-}
-
-/// The body of sdpa_decode and sdpa_prefill: grid and teams as shaders/README.md says.
-template <typename T, int kDim, bool kPrefill>
-void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
-               SdpaSequence sequence, threadgroup float2* exchange, uint3 group, int simdgroup,
-               int lane) {
-  typedef AttentionTile<T, kDim, kPrefill> Tile;
-  const int slice = simdgroup % Tile::kSlices;
-  const int team = simdgroup / Tile::kSlices;
-  const int row_teams = int(args.group_split);
-  const int span_teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim) / row_teams;
-  const int heads_per_kv = int(args.n_heads / args.n_kv_heads);
-  const int n_rows = int(args.row_end - args.row_begin) * heads_per_kv;
-  const int block_rows = Tile::kRows * row_teams;
-  const int row_blocks = (n_rows + block_rows - 1) / block_rows;
-  // Decode has one block and one row team, and waits for no division before its first load.
-  int row_block = 0;
-  int span_block = int(group.z);
-  int row_team = 0;
-  int span_team = team;
-  if (row_blocks > 1) {
-    // The last rows come first: under a causal mask they have the most keys.
-    row_block = row_blocks - 1 - int(group.z) % row_blocks;
-    span_block = int(group.z) / row_blocks;
-  }
-  if (row_teams > 1) {
-    row_team = team % row_teams;
-    span_team = team / row_teams;
-  }
-  const long first_span = long(args.span_begin) + long(span_block * span_teams);
-  const long span = first_span + span_team;
-
-  TeamRows rows;
-  rows.first_query = args.row_begin;
-  rows.group = heads_per_kv;
-  rows.begin = row_block * block_rows + row_team * Tile::kRows;
-  rows.end = metal::min(rows.begin + int(Tile::kRows), n_rows);
-
-  const long span_keys = sdpa_span_keys(args.span_len, sequence.kv_len);
-  const int block_last = metal::min((row_block + 1) * block_rows, n_rows) - 1;
-  const long block_keys = visible_keys(args, sequence, rows.query(block_last));
-  if (write_partial && first_span * span_keys >= block_keys) return;
-  const long first_key = span * span_keys;
-  const bool exists = rows.begin < rows.end && span < long(args.n_spans);
-  long seen = 0;
-  if (exists) seen = visible_keys(args, sequence, rows.query(rows.end - 1)) - first_key;
-
-  const long b = long(args.batch_begin) + long(group.x);
-  const long kv_h = long(int(args.head_begin) / heads_per_kv) + long(group.y);
-  TeamKeys<T> keys;
-  keys.count = int(metal::min(metal::max(seen, 0l), span_keys));
-  keys.k_row = args.k_stride.row;
-  keys.v_row = args.v_stride.row;
-  Tile tile;
-  tile.init(lane, slice, args);
-  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, kv_h) + first_key * keys.k_row +
-           tile.element(0);
-  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) + first_key * keys.v_row +
-           tile.element(0);
-  // The first loads, all under way at a time; Q first, since it is to be transposed.
-  if (exists) {
-    device const T* q_head =
-        buffers.q + head_start(args.q_offset, args.q_stride, b, kv_h * heads_per_kv);
-    tile.load_q(q_head, args, rows);
-  }
-  typename Tile::KeyTile first_tile;
-  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
-  int n_all_visible = 0;
-  if (exists) {
-    tile.transpose_q();
-    tile.set_visible(args, sequence, rows, first_key, keys.count);
-    const long least = visible_keys(args, sequence, rows.query(rows.begin)) - first_key;
-    n_all_visible = int(metal::min(metal::max(least, 0l), long(keys.count)));
-  }
-  if (Tile::kSlices == 1) {
-    tile.attend(keys, n_all_visible, first_tile);
-  } else {
-    const int team_scores = Tile::kSlices * Tile::kScores * 32;
-    const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
-    const long block_count = metal::max(block_keys - first_span * span_keys, 0l);
-    tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
-                       exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);
-  }
-  // A span in which none of the team's rows has a key is not read by the merge.
-  if (exists && (write_output || keys.count > 0)) {
-    store_rows(tile, buffers, args, rows, b, kv_h, span);
-  }
-}
 
 }  // namespace metal_sdpa
 

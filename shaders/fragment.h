@@ -36,14 +36,14 @@ inline int lane_at(int row, int pair) {
   return row / 4 * 16 + pair / 2 * 8 + row % 4 * 2 + pair % 2;
 }
 
-/// a b + c, in f32.
-template <typename T>
-inline float2 multiply_accumulate(metal::vec<T, 2> a, metal::vec<T, 2> b, float2 c) {
-  metal::simdgroup_matrix<T, 8, 8> a_matrix;
-  metal::simdgroup_matrix<T, 8, 8> b_matrix;
+/// a b + c, in f32. A and B may differ: the matrix unit takes operands of two types.
+template <typename A, typename B>
+inline float2 multiply_accumulate(metal::vec<A, 2> a, metal::vec<B, 2> b, float2 c) {
+  metal::simdgroup_matrix<A, 8, 8> a_matrix;
+  metal::simdgroup_matrix<B, 8, 8> b_matrix;
   metal::simdgroup_matrix<float, 8, 8> c_matrix;
-  reinterpret_cast<thread metal::vec<T, 2>&>(a_matrix.thread_elements()) = a;
-  reinterpret_cast<thread metal::vec<T, 2>&>(b_matrix.thread_elements()) = b;
+  reinterpret_cast<thread metal::vec<A, 2>&>(a_matrix.thread_elements()) = a;
+  reinterpret_cast<thread metal::vec<B, 2>&>(b_matrix.thread_elements()) = b;
   reinterpret_cast<thread float2&>(c_matrix.thread_elements()) = c;
   metal::simdgroup_multiply_accumulate(c_matrix, a_matrix, b_matrix, c_matrix);
   return reinterpret_cast<thread float2&>(c_matrix.thread_elements());

@@ -3,7 +3,7 @@
 // the kernel, README.md the grid.
 #include <metal_stdlib>
 
-#include "attention_tile.h"
+#include "attention.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 

@@ -3,7 +3,7 @@
 // keys are cut into spans over threadgroups. attention_tile.h has the kernel, README.md the grid.
 #include <metal_stdlib>
 
-#include "attention_tile.h"
+#include "attention.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 

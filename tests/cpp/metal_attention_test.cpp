@@ -29,7 +29,7 @@ constexpr Case kCases[] = {
     {1, 4, 1, 5, 65, 70, 64, 64, true},     {1, 8, 2, 1, 130, 131, 64, 64, false},
     {1, 3, 3, 65, 33, 40, 24, 24, true},    {2, 2, 1, 7, 48, 48, 80, 40, false},
     {1, 2, 2, 3, 20, 20, 576, 576, true},   {1, 2, 1, 40, 5, 9, 12, 20, true},
-    {1, 4, 2, 2, 200, 200, 128, 128, true},
+    {1, 4, 2, 2, 200, 200, 128, 128, true}, {1, 2, 1, 40, 90, 96, 256, 256, false},
 };
 
 SdpaProblem problem_of(const Case& c, DType dtype) {
@@ -116,6 +116,28 @@ TEST_CASE("metal attention: within the bounds of float64, as the CPU is") {
         sdpa(metal, x, problem);
         INFO(kernel, " ", std::string(dtype_name(dtype)), " L ", c.seq_len, " kv ", c.kv_len, " D ",
              c.head_dim);
+        CHECK(worst_error(problem, x, reference) <= 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("metal attention: rows that hang on one element of one key") {
+  const Device device("metal");
+  std::mt19937 rng(37);
+  std::uniform_real_distribution<float> exponent(-8, 8);
+  for (const DType dtype : kDTypes) {
+    for (const std::int64_t seq_len : {1, 2, 33, 64, 65, 66}) {
+      SdpaProblem problem = problem_of({1, 4, 2, seq_len, 33, 40, 8, 8, false}, dtype);
+      const SdpaOperands x = random_operands(rng, device, problem);
+      for (std::size_t i = 0; i < 2 * 40 * 8; ++i) {
+        set_element(x.v, i, get_element(x.v, i) * std::exp2(exponent(rng)));
+      }
+      const Reference reference = reference_sdpa(problem, x);
+      for (const std::string& kernel : kernels_for(device, problem)) {
+        problem.kernel = kernel;
+        sdpa(device, x, problem);
+        INFO(kernel, " ", std::string(dtype_name(dtype)), " L ", seq_len);
         CHECK(worst_error(problem, x, reference) <= 1.0);
       }
     }

@@ -215,6 +215,17 @@ inline Pair multiply_accumulate(metal::vec<bfloat, 2> a, metal::vec<bfloat, 2> b
   return Pair(d.a, d.b);
 }
 
+/// A float matrix times one of 16-bit elements, which tf32 holds exactly: rows 0 to 7 of the 16-row
+/// A are A's upper tf32 parts, rows 8 to 15 the lower ones, in the k order 0,2,4,6,1,3,5,7.
+template <class T>
+inline Pair multiply_accumulate(Pair a, metal::vec<T, 2> b, Pair c) {
+  const auto bt = as_type<metal::vec<T, 2>>(msl_hw::transpose16(as_type<uint>(b)));
+  const float hx = msl_hw::round_to_tf32(a.x), hy = msl_hw::round_to_tf32(a.y);
+  msl_hw::f4 d = {c.x, c.y, 0.0f, 0.0f};
+  msl_hw::mma_tf32(d, hx, a.x - hx, hy, a.y - hy, float(bt[0]), float(bt[1]));
+  return Pair(d.a + d.c, d.b + d.d);
+}
+
 /// Transpose of an 8x8 matrix of floats, as two of 16-bit halves.
 inline Pair transpose(Pair v) {
   const uint x = __float_as_uint(v.x), y = __float_as_uint(v.y);
@@ -223,21 +234,21 @@ inline Pair transpose(Pair v) {
   return Pair(__uint_as_float(__byte_perm(low, high, 0x5410)),
               __uint_as_float(__byte_perm(low, high, 0x7632)));
 }
-/// A float product from tf32 parts: x = high + low, each rounded to nearest, holds x to 2^-24. Rows
-/// 0 to 7 of the 16-row A are its high parts, rows 8 to 15 its low ones. The k order
+/// A float product from tf32 parts: x = high + low, of which the unit cuts low to 11 bits, holds x
+/// to 2^-22. Rows 0 to 7 of the 16-row A are its high parts, rows 8 to 15 its low ones. The k order
 /// 0,2,4,6,1,3,5,7 is that of A and B alike, so the pairs that a lane holds are the registers that
-/// mma wants. The sum with c is a float addition: the matrix unit's own would truncate.
+/// mma wants. The small product comes first and the sum with c is a float addition,
+/// because the unit's own additions truncate.
 inline Pair multiply_accumulate(Pair a, Pair b, Pair c) {
   const Pair bt = transpose(b);
   const float ahx = msl_hw::round_to_tf32(a.x), ahy = msl_hw::round_to_tf32(a.y);
-  const float alx = msl_hw::round_to_tf32(a.x - ahx), aly = msl_hw::round_to_tf32(a.y - ahy);
+  const float alx = a.x - ahx, aly = a.y - ahy;
   const float bhx = msl_hw::round_to_tf32(bt.x), bhy = msl_hw::round_to_tf32(bt.y);
-  const float blx = msl_hw::round_to_tf32(bt.x - bhx), bly = msl_hw::round_to_tf32(bt.y - bhy);
-  msl_hw::f4 high = {0.0f, 0.0f, 0.0f, 0.0f};
-  msl_hw::f4 low = {0.0f, 0.0f, 0.0f, 0.0f};
-  msl_hw::mma_tf32(high, ahx, alx, ahy, aly, bhx, bhy);
-  msl_hw::mma_tf32(low, ahx, alx, ahy, aly, blx, bly);
-  return Pair(c.x + (high.a + (high.c + low.a)), c.y + (high.b + (high.d + low.b)));
+  const float blx = bt.x - bhx, bly = bt.y - bhy;
+  msl_hw::f4 d = {0.0f, 0.0f, 0.0f, 0.0f};
+  msl_hw::mma_tf32(d, ahx, alx, ahy, aly, blx, bly);
+  msl_hw::mma_tf32(d, ahx, alx, ahy, aly, bhx, bhy);
+  return Pair(c.x + (d.a + d.c), c.y + (d.b + d.d));
 }
 }  // namespace msl
 

@@ -16,6 +16,7 @@ LIBRARY = "csrc/metal/library.cpp"
 IN_FLIGHT = "csrc/metal/in_flight.cpp"
 PLAN = "csrc/metal/plan.cpp"
 PARAMS = "shaders/sdpa_params.h"
+TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
 FRAGMENT = "shaders/fragment.h"
 
@@ -355,11 +356,19 @@ SHADER_MUTANTS = (
     ),
     mutant(
         "split off by one",
-        TILE,
+        TEAMS,
         "keys.count = int(metal::min(metal::max(seen, 0l), span_keys));",
         "keys.count = int(metal::min(metal::max(seen, 0l), span_keys - 1));",
         ATTENTION,
         BOUNDS_CASE,
+    ),
+    mutant(
+        "weights rounded to the dtype",
+        TILE,
+        "weights[r][j] = transposed(weight, at);",
+        "weights[r][j] = transposed(float2(float(T(weight.x)), float(T(weight.y))), at);",
+        ATTENTION,
+        "metal attention: rows that hang on one element of one key",
     ),
     mutant(
         "slots past the last key are weighed",

@@ -355,9 +355,9 @@ def outlier_channels(rng: np.random.Generator, shape: Shape, scale: float) -> Va
 
 
 def wide_values(rng: np.random.Generator, shape: Shape, scale: float) -> Values:
-    """Keys whose values differ in size by up to 2^16."""
+    """Values that differ in size by up to 2^16, from element to element."""
     q, k, v = _noise(rng, shape, scale, rng.uniform(0.5, 4))
-    sizes = np.exp2(rng.uniform(-8, 8, (*v.shape[:3], 1)))
+    sizes = np.exp2(rng.uniform(-8, 8, v.shape))
     return q, k, v * sizes.astype(np.float32)
 
 

@@ -1,0 +1,141 @@
+// The body of sdpa_decode and sdpa_prefill: which rows and keys each team of a threadgroup takes,
+// and where it writes them.
+#ifndef METAL_SDPA_ATTENTION_H
+#define METAL_SDPA_ATTENTION_H
+
+#include "attention_tile.h"
+
+namespace metal_sdpa {
+
+/// The buffers of sdpa_decode and sdpa_prefill.
+template <typename T>
+struct AttentionBuffers {
+  device const T* q;
+  device const T* k;
+  device const T* v;
+  device T* out;
+  device float* lse;
+  device float* partial_o;
+  device float2* partial_ms;
+};
+
+/// Writes the team's rows: the output, or the states of span `span`.
+template <typename T, int kDim, bool kPrefill>
+void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
+                thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
+                thread const TeamRows& rows, long b, long kv_h, long span) {
+  SDPA_UNROLL
+  for (int r = 0; r < AttentionTile<T, kDim, kPrefill>::kRowTiles; ++r) {
+    const TileRowState state = tile.row_state(r);
+    const int packed = rows.begin + 8 * r + tile.at.row;
+    if (packed >= rows.end) continue;
+    const long h = kv_h * rows.group + rows.head(packed);
+    const long i = rows.query(packed);
+    const long index = packed_row(args, b, h, i);
+    const bool first_lane = tile.at.pair == 0 && tile.slice_begin == 0;
+    if (write_partial) {
+      const long state_index = index * long(args.n_spans) + span;
+      tile.store_numerators(r, buffers.partial_o + state_index * tile.head_dim);
+      if (first_lane) buffers.partial_ms[state_index] = float2(state.reference, state.sum);
+    } else {
+      tile.store_output(r, state.sum,
+                        buffers.out + head_start(args.out_offset, args.out_stride, b, h) +
+                            i * args.out_stride.row);
+      if (write_output_lse && first_lane) {
+        buffers.lse[index] = log_sum_exp(state.reference, state.sum);
+      }
+    }
+  }
+}
+
+/// The body of sdpa_decode and sdpa_prefill: grid and teams as shaders/README.md says.
+template <typename T, int kDim, bool kPrefill>
+void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
+               SdpaSequence sequence, threadgroup float2* exchange, uint3 group, int simdgroup,
+               int lane) {
+  typedef AttentionTile<T, kDim, kPrefill> Tile;
+  const int slice = simdgroup % Tile::kSlices;
+  const int team = simdgroup / Tile::kSlices;
+  const int row_teams = int(args.group_split);
+  const int span_teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim) / row_teams;
+  const int heads_per_kv = int(args.n_heads / args.n_kv_heads);
+  const int n_rows = int(args.row_end - args.row_begin) * heads_per_kv;
+  const int block_rows = Tile::kRows * row_teams;
+  const int row_blocks = (n_rows + block_rows - 1) / block_rows;
+  // Decode has one block and one row team, and waits for no division before its first load.
+  int row_block = 0;
+  int span_block = int(group.z);
+  int row_team = 0;
+  int span_team = team;
+  if (row_blocks > 1) {
+    // The last rows come first: under a causal mask they have the most keys.
+    row_block = row_blocks - 1 - int(group.z) % row_blocks;
+    span_block = int(group.z) / row_blocks;
+  }
+  if (row_teams > 1) {
+    row_team = team % row_teams;
+    span_team = team / row_teams;
+  }
+  const long first_span = long(args.span_begin) + long(span_block * span_teams);
+  const long span = first_span + span_team;
+
+  TeamRows rows;
+  rows.first_query = args.row_begin;
+  rows.group = heads_per_kv;
+  rows.begin = row_block * block_rows + row_team * Tile::kRows;
+  rows.end = metal::min(rows.begin + int(Tile::kRows), n_rows);
+
+  const long span_keys = sdpa_span_keys(args.span_len, sequence.kv_len);
+  const int block_last = metal::min((row_block + 1) * block_rows, n_rows) - 1;
+  const long block_keys = visible_keys(args, sequence, rows.query(block_last));
+  if (write_partial && first_span * span_keys >= block_keys) return;
+  const long first_key = span * span_keys;
+  const bool exists = rows.begin < rows.end && span < long(args.n_spans);
+  long seen = 0;
+  if (exists) seen = visible_keys(args, sequence, rows.query(rows.end - 1)) - first_key;
+
+  const long b = long(args.batch_begin) + long(group.x);
+  const long kv_h = long(int(args.head_begin) / heads_per_kv) + long(group.y);
+  TeamKeys<T> keys;
+  keys.count = int(metal::min(metal::max(seen, 0l), span_keys));
+  keys.k_row = args.k_stride.row;
+  keys.v_row = args.v_stride.row;
+  Tile tile;
+  tile.init(lane, slice, args);
+  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, kv_h) + first_key * keys.k_row +
+           tile.element(0);
+  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) + first_key * keys.v_row +
+           tile.element(0);
+  // The first loads, all under way at a time; Q first, since it is to be transposed.
+  if (exists) {
+    device const T* q_head =
+        buffers.q + head_start(args.q_offset, args.q_stride, b, kv_h * heads_per_kv);
+    tile.load_q(q_head, args, rows);
+  }
+  typename Tile::KeyTile first_tile;
+  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
+  int n_all_visible = 0;
+  if (exists) {
+    tile.transpose_q();
+    tile.set_visible(args, sequence, rows, first_key, keys.count);
+    const long least = visible_keys(args, sequence, rows.query(rows.begin)) - first_key;
+    n_all_visible = int(metal::min(metal::max(least, 0l), long(keys.count)));
+  }
+  if (Tile::kSlices == 1) {
+    tile.attend(keys, n_all_visible, first_tile);
+  } else {
+    const int team_scores = Tile::kSlices * Tile::kScores * 32;
+    const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
+    const long block_count = metal::max(block_keys - first_span * span_keys, 0l);
+    tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
+                       exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);
+  }
+  // A span in which none of the team's rows has a key is not read by the merge.
+  if (exists && (write_output || keys.count > 0)) {
+    store_rows(tile, buffers, args, rows, b, kv_h, span);
+  }
+}
+
+}  // namespace metal_sdpa
+
+#endif  // METAL_SDPA_ATTENTION_H
