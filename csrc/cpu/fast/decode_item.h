@@ -11,12 +11,6 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 inline constexpr int kBatchRows = 16;
 inline constexpr int kBatchTiles = kBatchRows / kMostRows;
 
-/// Keys that all tiles meet before the next ones: their rows stay in the L1 cache meanwhile.
-inline constexpr int kScoreKeys = 64;
-
-/// How far ahead of its use a row is prefetched.
-inline constexpr int kAheadBytes = 4096;
-
 template <int kN>
 struct Count {
   static constexpr int value = kN;
@@ -129,22 +123,16 @@ class DecodeItem {
   Rows<const T> from_span(const Rows<const T>& rows) const {
     return {rows[span_ * args_.span_len], rows.stride};
   }
-  static sdpa_i64 ahead_bytes(const Rows<const T>& rows, sdpa_u32 row_width) {
-    const sdpa_i64 row_bytes = sdpa_i64{row_width} * static_cast<sdpa_i64>(sizeof(T));
-    const sdpa_i64 n_rows = larger<sdpa_i64>(1, kAheadBytes / row_bytes);
-    return n_rows * rows.stride * static_cast<sdpa_i64>(sizeof(T));
-  }
 
   void score(int n_rows, int n_keys) const {
     const Rows<const T> k = from_span(key_rows<T>(launch_, b_, kv_h_));
-    const sdpa_i64 ahead = ahead_bytes(k, args_.head_dim);
     const Vec scale = splat(args_.scale * kLog2E);
     for (int begin = 0; begin < n_keys; begin += kScoreKeys) {
       const int end = smaller(begin + kScoreKeys, n_keys);
       for (int r = 0; r < n_rows; r += kMostRows) {
         with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
           score_keys<T, count.value>(q_ + r * q_step_, q_step_, k, begin, end, n_keys,
-                                     static_cast<int>(args_.head_dim), scale, ahead, scores_of(r));
+                                     static_cast<int>(args_.head_dim), scale, scores_of(r));
         });
       }
     }
@@ -152,13 +140,12 @@ class DecodeItem {
 
   void add_all_values(int n_rows, int n_keys, float* const* states) const {
     const Rows<const T> v = from_span(value_rows<T>(launch_, b_, kv_h_));
-    const sdpa_i64 ahead = ahead_bytes(v, args_.value_dim);
     for (int begin = 0; begin < n_keys; begin += kValueKeys) {
       const int end = smaller(begin + kValueKeys, n_keys);
       for (int r = 0; r < n_rows; r += kMostRows) {
         with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
-          const ValueBlock<T> block{scores_of(r), v, begin, end, n_keys, ahead, states + r};
-          add_block<T, count.value>(block, static_cast<int>(args_.value_dim));
+          const int value_dim = static_cast<int>(args_.value_dim);
+          add_block<T, count.value>({scores_of(r), v, begin, end, value_dim, states + r});
         });
       }
     }

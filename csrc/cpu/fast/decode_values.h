@@ -21,8 +21,7 @@ struct ValueBlock {
   Rows<const T> v;
   int begin;
   int end;
-  int n_keys;            ///< of the span
-  sdpa_i64 ahead_bytes;  ///< how far ahead to prefetch
+  int value_dim;
   float* const* states;  ///< of the tile's rows
 };
 
@@ -41,12 +40,11 @@ inline void add_values(const ValueBlock<T>& block, int column, int tail) {
   const auto load_values = [&](int key, int vec) __attribute__((always_inline)) {
     const T* from = block.v[key] + column + vec * kLanes;
     if (kVecs == 1 && tail != 0) return load_first(from, tail);
-    prefetch(reinterpret_cast<std::uintptr_t>(from) +
-             static_cast<std::uintptr_t>(block.ahead_bytes));
     return load(from);
   };
   for (int key = block.begin; key < block.end; ++key) {
     const float* weights = block.weights + key / kGroup * kSums + key % kGroup;
+    if (column == 0) touch(block.v[key], block.value_dim);
     Vec values[kVecs];
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) values[c] = load_values(key, c);
@@ -69,12 +67,12 @@ inline void add_values(const ValueBlock<T>& block, int column, int tail) {
 
 /// As many whole vectors as registers hold at once, then half as many, and so on.
 template <typename T, int kRows, int kVecs>
-inline int add_whole_vectors(const ValueBlock<T>& block, int column, int value_dim) {
-  for (; column + kVecs * kLanes <= value_dim; column += kVecs * kLanes) {
+inline int add_whole_vectors(const ValueBlock<T>& block, int column) {
+  for (; column + kVecs * kLanes <= block.value_dim; column += kVecs * kLanes) {
     add_values<T, kRows, kVecs>(block, column, 0);
   }
   if constexpr (kVecs > 1) {
-    return add_whole_vectors<T, kRows, kVecs / 2>(block, column, value_dim);
+    return add_whole_vectors<T, kRows, kVecs / 2>(block, column);
   } else {
     return column;
   }
@@ -82,10 +80,10 @@ inline int add_whole_vectors(const ValueBlock<T>& block, int column, int value_d
 
 /// All columns of the block.
 template <typename T, int kRows>
-inline void add_block(const ValueBlock<T>& block, int value_dim) {
+inline void add_block(const ValueBlock<T>& block) {
   constexpr int kMostVecs = kGroupKeys<kRows> < 8 ? kGroupKeys<kRows> : 8;
-  const int column = add_whole_vectors<T, kRows, kMostVecs>(block, 0, value_dim);
-  if (column < value_dim) add_values<T, kRows, 1>(block, column, value_dim - column);
+  const int column = add_whole_vectors<T, kRows, kMostVecs>(block, 0);
+  if (column < block.value_dim) add_values<T, kRows, 1>(block, column, block.value_dim - column);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

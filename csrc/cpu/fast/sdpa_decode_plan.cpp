@@ -21,14 +21,13 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
   step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
 }
 
-/// Where measurement favours it over sdpa_prefill. 16-bit elements: up to kMostDecodeRows rows.
-/// f32: fewer rows than a tile; from there on sdpa_prefill reads K and V faster, but gives a KV
-/// head one thread, which a large group (few KV heads) cannot afford.
+/// Where measurement favours it over sdpa_prefill: up to two tiles of rows. From there on
+/// sdpa_prefill multiplies faster, but it gives a KV head one thread, which a large group (few KV
+/// heads) cannot afford.
 bool suits_decode(const SdpaProblem& problem) {
   const std::int64_t rows = rows_per_kv_head(problem);
-  if (rows > kMostDecodeRows) return false;
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  return problem.dtype != DType::f32 || rows < kDecodeTileRows || group > kDecodeTileRows;
+  return rows <= (group < 8 ? 2 * kDecodeTileRows : kMostDecodeRows);
 }
 
 }  // namespace
