@@ -14,8 +14,9 @@ inline constexpr int kSums = 16;
 inline constexpr int kSums = 8;
 #endif
 
-/// Most query rows of a tile.
+/// Query rows of a tile: kMostRows, or up to kFewRows.
 inline constexpr int kMostRows = kDecodeTileRows;
+inline constexpr int kFewRows = kMostRows / 2;
 
 /// Keys of a group: the kSums slots of its scores are [row][key]. Three rows leave slots unused.
 template <int kRows>
@@ -77,7 +78,7 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
   constexpr int kKeys = kStepKeys<kRows>;
   // Sums of this step alone, so that the compiler keeps them in registers.
   Vec own[kRows][kKeys];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) own[r][j] = splat(0.0f);
@@ -91,14 +92,14 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
 #pragma GCC unroll 4
       for (int j = 0; j < kKeys; ++j) units[j] = load_unit_first(keys[j] + d, head_dim - d);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vec query = load(q + r * q_step + d / kPerSlot<T>);
 #pragma GCC unroll 4
       for (int j = 0; j < kKeys; ++j) own[r][j] = add_product<T>(units[j], query, own[r][j]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys<kRows> + j] = own[r][j];

@@ -9,20 +9,23 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Rows that share one reading of the span from memory.
 inline constexpr int kBatchRows = 16;
-inline constexpr int kBatchTiles = kBatchRows / kMostRows;
+inline constexpr int kBatchParts = kBatchRows / kFewRows;
 
 template <int kN>
 struct Count {
   static constexpr int value = kN;
 };
 
-/// Calls run(Count<n>()) for n of 1 to kMostRows.
+/// Cuts n_rows rows into tiles: calls run(first row, Count<rows of the tile>()).
 template <typename Run>
-inline void with_count(int n, const Run& run) {
-  if (n == 1) run(Count<1>());
-  if (n == 2) run(Count<2>());
-  if (n == 3) run(Count<3>());
-  if (n == 4) run(Count<4>());
+inline void for_each_tile(int n_rows, const Run& run) {
+  int row = 0;
+  for (; row + kMostRows <= n_rows; row += kMostRows) run(row, Count<kMostRows>());
+  for (; row + kFewRows <= n_rows; row += kFewRows) run(row, Count<kFewRows>());
+  const int n = n_rows - row;
+  if (n == 1) run(row, Count<1>());
+  if (n == 2) run(row, Count<2>());
+  if (n == 3) run(row, Count<3>());
 }
 
 template <typename T>
@@ -39,13 +42,13 @@ class DecodeItem {
         n_rows_(sdpa_i64{args_.seq_len} * group_),
         state_slots_(decode_state_slots(args_.value_dim)),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
-        score_slots_(static_cast<int>(args_.span_len) * kMostRows + 2 * kSums) {
+        part_slots_(static_cast<int>(args_.span_len) * kFewRows + 2 * kSums) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots_;
     const sdpa_i64 slots =
-        kBatchRows * q_step_ + kBatchTiles * score_slots_ + own_states + RowTotal::slots(width());
+        kBatchRows * q_step_ + kBatchParts * part_slots_ + own_states + RowTotal::slots(width());
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
     scores_ = q_ + kBatchRows * q_step_;
-    total_ = scores_ + kBatchTiles * score_slots_;
+    total_ = scores_ + kBatchParts * part_slots_;
     states_ = total_ + RowTotal::slots(width());
     if (args_.n_spans <= 1) return;
     states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data) +
@@ -101,11 +104,9 @@ class DecodeItem {
       pack_query(row + r, q_ + r * q_step_);
     }
     score(n_rows, n_keys);
-    for (int r = 0; r < n_rows; r += kMostRows) {
-      with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
-        softmax_span<count.value>(scores_of(r), n_keys, seen + r, states + r);
-      });
-    }
+    for_each_tile(n_rows, [&](int r, auto count) {
+      softmax_span<count.value>(scores_of(r), n_keys, seen + r, states + r);
+    });
     add_all_values(n_rows, n_keys, states);
   }
 
@@ -117,7 +118,8 @@ class DecodeItem {
     if (d < head_dim) store(to + d / kPerSlot<T>, load_unit_first(q + d, head_dim - d));
   }
 
-  float* scores_of(int row) const { return scores_ + row / kMostRows * score_slots_; }
+  /// Scores of the tile that starts with row `row` of the batch, a multiple of kFewRows.
+  float* scores_of(int row) const { return scores_ + row / kFewRows * part_slots_; }
 
   /// K or V from this span's first key on.
   Rows<const T> from_span(const Rows<const T>& rows) const {
@@ -129,12 +131,10 @@ class DecodeItem {
     const Vec scale = splat(args_.scale * kLog2E);
     for (int begin = 0; begin < n_keys; begin += kScoreKeys) {
       const int end = smaller(begin + kScoreKeys, n_keys);
-      for (int r = 0; r < n_rows; r += kMostRows) {
-        with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
-          score_keys<T, count.value>(q_ + r * q_step_, q_step_, k, begin, end, n_keys,
-                                     static_cast<int>(args_.head_dim), scale, scores_of(r));
-        });
-      }
+      for_each_tile(n_rows, [&](int r, auto count) {
+        score_keys<T, count.value>(q_ + r * q_step_, q_step_, k, begin, end, n_keys,
+                                   static_cast<int>(args_.head_dim), scale, scores_of(r));
+      });
     }
   }
 
@@ -142,12 +142,10 @@ class DecodeItem {
     const Rows<const T> v = from_span(value_rows<T>(launch_, b_, kv_h_));
     for (int begin = 0; begin < n_keys; begin += kValueKeys) {
       const int end = smaller(begin + kValueKeys, n_keys);
-      for (int r = 0; r < n_rows; r += kMostRows) {
-        with_count(smaller(kMostRows, n_rows - r), [&](auto count) {
-          const int value_dim = static_cast<int>(args_.value_dim);
-          add_block<T, count.value>({scores_of(r), v, begin, end, value_dim, states + r});
-        });
-      }
+      for_each_tile(n_rows, [&](int r, auto count) {
+        const int value_dim = static_cast<int>(args_.value_dim);
+        add_block<T, count.value>({scores_of(r), v, begin, end, value_dim, states + r});
+      });
     }
   }
 
@@ -189,11 +187,11 @@ class DecodeItem {
   const int group_;
   const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
   const sdpa_i64 state_slots_;
-  const int q_step_;       ///< slots of a packed query
-  const int score_slots_;  ///< slots of one tile's scores
+  const int q_step_;      ///< slots of a packed query
+  const int part_slots_;  ///< slots of the scores of kFewRows rows
 
   float* q_ = nullptr;       ///< [kBatchRows][q_step]
-  float* scores_ = nullptr;  ///< [tile][group][kSums], then weights
+  float* scores_ = nullptr;  ///< [part][group][kSums], then weights
   float* total_ = nullptr;   ///< one RowTotal
   float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]
 };

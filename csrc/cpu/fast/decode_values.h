@@ -32,7 +32,7 @@ template <typename T, int kRows, int kVecs>
 inline void add_values(const ValueBlock<T>& block, int column, int tail) {
   constexpr int kGroup = kGroupKeys<kRows>;
   Vec sums[kRows][kVecs];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) sums[r][c] = splat(0.0f);
@@ -48,14 +48,14 @@ inline void add_values(const ValueBlock<T>& block, int column, int tail) {
     Vec values[kVecs];
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) values[c] = load_values(key, c);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vec weight = splat(weights[r * kGroup]);
 #pragma GCC unroll 16
       for (int c = 0; c < kVecs; ++c) sums[r][c] = fma(values[c], weight, sums[r][c]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     float* numerators = block.states[r] + kStateNumerators + column;
 #pragma GCC unroll 16

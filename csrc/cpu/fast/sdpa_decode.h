@@ -9,7 +9,7 @@ namespace metal_sdpa::cpu {
 constexpr int kMostDecodeRows = 16;
 
 /// Query rows of a tile: what the kernels keep in registers at once.
-constexpr int kDecodeTileRows = 4;
+constexpr int kDecodeTileRows = 8;
 
 /// Keys of one span: about 256 KB of K and V, so that a state costs a hundredth of reading its
 /// keys, from 64 keys to 512, where a chain of f32 additions must end.

@@ -21,13 +21,13 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
   step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
 }
 
-/// Where measurement favours it over sdpa_prefill: up to two tiles of rows. From there on
+/// Where measurement favours it over sdpa_prefill: up to one tile of rows. From there on
 /// sdpa_prefill multiplies faster, but it gives a KV head one thread, which a large group (few KV
 /// heads) cannot afford.
 bool suits_decode(const SdpaProblem& problem) {
   const std::int64_t rows = rows_per_kv_head(problem);
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  return rows <= (group < 8 ? 2 * kDecodeTileRows : kMostDecodeRows);
+  return rows <= (group < 8 ? kDecodeTileRows : kMostDecodeRows);
 }
 
 }  // namespace
