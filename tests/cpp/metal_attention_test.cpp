@@ -95,6 +95,18 @@ std::vector<std::string> kernels_for(const Device& device, SdpaProblem problem) 
   return kernels;
 }
 
+/// Every kernel that takes the problem, against float64.
+void check_every_kernel(const Device& device, SdpaProblem problem, const SdpaOperands& x) {
+  const Reference reference = reference_sdpa(problem, x);
+  for (const std::string& kernel : kernels_for(device, problem)) {
+    problem.kernel = kernel;
+    sdpa(device, x, problem);
+    INFO(kernel, " ", std::string(dtype_name(problem.dtype)), " L ", problem.seq_len, " kv ",
+         problem.kv_len);
+    CHECK(worst_error(problem, x, reference) <= 1.0);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("metal attention: within the bounds of float64, as the CPU is") {
@@ -128,18 +140,12 @@ TEST_CASE("metal attention: rows that hang on one element of one key") {
   std::uniform_real_distribution<float> exponent(-8, 8);
   for (const DType dtype : kDTypes) {
     for (const std::int64_t seq_len : {1, 2, 33, 64, 65, 66}) {
-      SdpaProblem problem = problem_of({1, 4, 2, seq_len, 33, 40, 8, 8, false}, dtype);
+      const SdpaProblem problem = problem_of({1, 4, 2, seq_len, 33, 40, 8, 8, false}, dtype);
       const SdpaOperands x = random_operands(rng, device, problem);
       for (std::size_t i = 0; i < 2 * 40 * 8; ++i) {
         set_element(x.v, i, get_element(x.v, i) * std::exp2(exponent(rng)));
       }
-      const Reference reference = reference_sdpa(problem, x);
-      for (const std::string& kernel : kernels_for(device, problem)) {
-        problem.kernel = kernel;
-        sdpa(device, x, problem);
-        INFO(kernel, " ", std::string(dtype_name(dtype)), " L ", seq_len);
-        CHECK(worst_error(problem, x, reference) <= 1.0);
-      }
+      check_every_kernel(device, problem, x);
     }
   }
 }
@@ -156,13 +162,7 @@ TEST_CASE("metal attention: what stands past the last key never shows") {
         std::memset(static_cast<char*>(cache.data()) + static_cast<std::size_t>(kv_len) * row, 0xff,
                     static_cast<std::size_t>(40 - kv_len) * row);  // NaN in every dtype
       }
-      const Reference reference = reference_sdpa(problem, x);
-      for (const std::string& kernel : kernels_for(device, problem)) {
-        problem.kernel = kernel;
-        sdpa(device, x, problem);
-        INFO(kernel, " ", std::string(dtype_name(dtype)), " kv ", kv_len);
-        CHECK(worst_error(problem, x, reference) <= 1.0);
-      }
+      check_every_kernel(device, problem, x);
     }
   }
 }
