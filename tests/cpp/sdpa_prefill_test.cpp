@@ -273,6 +273,48 @@ TEST_CASE("bits do not depend on how rows are dealt out to items") {
   }
 }
 
+TEST_CASE(
+    "rounded weights stay within the bound where a row hangs on few of them, or they repeat") {
+  // Score j of query (a, b) is 0, -a or -b as key j is of kind 0, 1 or 2; so many slots, and what
+  // kind stands in each.
+  struct Case {
+    const char* name;
+    std::int64_t keys;
+    std::int64_t (*kind)(std::int64_t);
+  };
+  const std::array<Case, 4> cases{
+      {{"one small weight", 2, [](std::int64_t j) { return j; }},
+       {"one small weight in a late block", 601,
+        [](std::int64_t j) { return std::int64_t{j == 555}; }},
+       {"a large weight of no value", 2, [](std::int64_t j) { return 1 + j; }},
+       {"two weights again and again", 401,
+        [](std::int64_t j) { return j == 0 ? 0 : 1 + j % 2; }}}};
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa);
+    for (const DType dtype : kDTypes) {
+      for (const Case& c : cases) {
+        std::mt19937 rng(17);
+        SdpaProblem p = problem_of(dtype, 1, 4000, c.keys, 2, 8);
+        p.scale = 1;
+        const SdpaOperands x = poisoned_operands(device, p);
+        fill_bytes(x.k, 0);
+        fill_bytes(x.v, 0);
+        for (std::int64_t j = 0; j < c.keys; ++j) {
+          const std::int64_t kind = c.kind(j);
+          if (kind != 0) set_element(x.k, static_cast<std::size_t>(2 * j + kind - 1), -1);
+          for (std::int64_t d = 0; d < 8; ++d) {
+            set_element(x.v, static_cast<std::size_t>(8 * j + d), kind == 1 ? 1.0f : 0.0f);
+          }
+        }
+        std::uniform_real_distribution<float> scores(0.1f, 4);
+        for (std::size_t i = 0; i < x.q.element_count(); ++i) set_element(x.q, i, scores(rng));
+        INFO(isa, " ", name_of(dtype), " ", c.name);
+        CHECK(error_of_run(device, p, x) <= 1.0);
+      }
+    }
+  }
+}
+
 TEST_CASE("scores stay within the bounds where queries lie along keys: partial sums only grow") {
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa);

@@ -361,6 +361,14 @@ def wide_values(rng: np.random.Generator, shape: Shape, scale: float) -> Values:
     return q, k, v * sizes.astype(np.float32)
 
 
+def repeated_keys(rng: np.random.Generator, shape: Shape, scale: float) -> Values:
+    """Two to four tokens again and again, each with one value in all its channels: rounding errors
+    of a token's weight add up instead of cancelling."""
+    q, k, v = _noise(rng, shape, scale, rng.uniform(0.5, 3))
+    token = rng.integers(0, rng.integers(2, 5), shape.S)
+    return q, k[:, :, token % shape.S], np.broadcast_to(v[..., :1], v.shape)[:, :, token % shape.S]
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, Shape, float], Values]] = {
     family.__name__: family
     for family in (
@@ -374,5 +382,6 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Shape, float], Values]] = {
         equal_scores,
         outlier_channels,
         wide_values,
+        repeated_keys,
     )
 }

@@ -106,23 +106,6 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
   }
 }
 
-/// Lane i of the result is the sum of the lanes of v[i], all by the same tree.
-inline Vec sums_of_lanes(const Vec* v) {
-  Vec sums[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) sums[i] = v[i];
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      Vec low, high;
-      interleave(sums[i], sums[i + half], low, high);
-      sums[i] = low + high;
-    }
-  }
-  return sums[0];
-}
-
 /// Keys that all tiles of rows meet before the next ones: they stay in the L1 cache meanwhile.
 inline constexpr int kScoreKeys = 64;
 

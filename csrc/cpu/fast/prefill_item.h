@@ -47,8 +47,6 @@ class PrefillItem {
   }
 
  private:
-  static constexpr sdpa_i64 kWeightSlots = (kPairs<T> ? 2 : 1) * kRowTile * kMaxBlock;
-
   /// Rows of the item from tile_begin(t) on are tile t: as even as can be.
   int tile_begin(int tile) const { return tile * n_rows_ / n_tiles_; }
   int out_step() const { return out_vecs_ * kLanes; }
@@ -66,21 +64,25 @@ class PrefillItem {
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
     const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
     const sdpa_i64 total_slots = has_totals_ ? RowTotal::slots(out_step()) * n_rows_ : 0;
-    const sdpa_i64 sizes[] = {q_slots,     k_slots,   v_slots,    kWeightSlots,
-                              state_slots, out_slots, total_slots};
-    float** const places[] = {&q_, &k_, &v_, &scores_, &states_, &numerators_, &totals_};
+    const sdpa_i64 size_slots = kPairs<T> ? kMaxBlock : 0;
+    const sdpa_i64 heavy_slots = kPairs<T> ? kRowTile * sizeof(HeavyPairs) / sizeof(float) : 0;
+    constexpr int kPlaces = 9;
+    const sdpa_i64 sizes[kPlaces] = {q_slots,     k_slots,   v_slots,     kRowTile * kMaxBlock,
+                                     state_slots, out_slots, total_slots, size_slots,
+                                     heavy_slots};
+    float** const places[kPlaces] = {&q_,          &k_,      &v_,     &scores_, &states_,
+                                     &numerators_, &totals_, &sizes_, &heavy_};
     constexpr sdpa_i64 kLine = 16;  // slots
     sdpa_i64 total = 0;
     for (const sdpa_i64 size : sizes) total += (size + kLine - 1) / kLine * kLine;
     float* next = static_cast<float*>(thread_scratch(static_cast<std::size_t>(total) * 4));
-    for (int i = 0; i < 7; ++i) {
+    for (int i = 0; i < kPlaces; ++i) {
       *places[i] = next;
       next += (sizes[i] + kLine - 1) / kLine * kLine;
     }
   }
 
-  /// The lower parts of the weights, behind the upper ones.
-  float* lower_weights() { return scores_ + kRowTile * kMaxBlock; }
+  HeavyPairs* heavy() { return reinterpret_cast<HeavyPairs*>(heavy_); }
 
   TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
 
@@ -114,6 +116,10 @@ class PrefillItem {
                  k_);
     pack_values<T>(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
                    static_cast<int>(args_.value_dim), panel_depth_, v_);
+    if constexpr (kPairs<T>) {
+      most_size_ = size_values(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
+                               static_cast<int>(args_.value_dim), sizes_);
+    }
     aim_at_next(begin + n_keys);
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
   }
@@ -147,14 +153,14 @@ class PrefillItem {
     const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
     float factors[kTileStep];
     products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
-    softmax_tile<T>(scores_, lower_weights(), seen, n, n_keys, states(tile), factors);
+    softmax_tile<T>(scores_, seen, n, n_keys, {sizes_, most_size_, heavy()}, states(tile), factors);
     float* numerators = numerators_ + sdpa_i64{first} * out_step();
     products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>, factors,
                         near_, numerators, out_vecs_);
     if constexpr (kPairs<T>) {
-      for (float& factor : factors) factor = 1;
-      products.add_values(lower_weights(), v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>,
-                          factors, near_, numerators, out_vecs_);
+      for (int r = 0; r < n; ++r) {
+        heavy()[r].add_values(v_, panel_depth_, out_vecs_, numerators + r * out_step());
+      }
     }
   }
 
@@ -170,23 +176,26 @@ class PrefillItem {
             numerators_ + sdpa_i64{tile_begin(tile) + r} * out_step()};
   }
 
-  /// Into the totals of the rows that see any key of the span; others must not even add a zero.
-  void merge_span(sdpa_i64 span) {
+  /// Calls run(row, tile, r) for every row, the r-th of its tile.
+  template <typename Run>
+  void for_each_row(const Run& run) {
     for (int tile = 0; tile < n_tiles_; ++tile) {
       const int begin = tile_begin(tile);
-      for (int row = begin; row < tile_begin(tile + 1); ++row) {
-        if (visible(row) > span) total(row).merge(state_of(tile, row - begin));
-      }
+      for (int row = begin; row < tile_begin(tile + 1); ++row) run(row, tile, row - begin);
     }
   }
 
+  /// Into the totals of the rows that see any key of the span; others must not even add a zero.
+  void merge_span(sdpa_i64 span) {
+    for_each_row([&](int row, int tile, int r) {
+      if (visible(row) > span) total(row).merge(state_of(tile, r));
+    });
+  }
+
   void write_rows() {
-    for (int tile = 0; tile < n_tiles_; ++tile) {
-      const int begin = tile_begin(tile);
-      for (int row = begin; row < tile_begin(tile + 1); ++row) {
-        write_row(row, has_totals_ ? total(row).state() : state_of(tile, row - begin));
-      }
-    }
+    for_each_row([&](int row, int tile, int r) {
+      write_row(row, has_totals_ ? total(row).state() : state_of(tile, r));
+    });
   }
 
   /// A row without any weight (no visible key) is 0, its log-sum-exp -inf.
@@ -226,6 +235,9 @@ class PrefillItem {
   float* states_ = nullptr;      ///< TileStates [n_tiles]
   float* numerators_ = nullptr;  ///< [n_rows][out_step]
   float* totals_ = nullptr;      ///< RowTotal [n_rows]
+  float* sizes_ = nullptr;       ///< with pairs: of the block's values
+  float most_size_ = 0;
+  float* heavy_ = nullptr;  ///< with pairs: HeavyPairs [kRowTile]
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

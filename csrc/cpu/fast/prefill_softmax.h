@@ -1,7 +1,7 @@
 // From scores to weights: the online softmax of one tile of rows and one block of keys.
 #pragma once
 
-#include "cpu/fast/prefill_tile.h"
+#include "cpu/fast/prefill_pairs.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
@@ -9,11 +9,13 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 struct TileStates {
   float maximum[kTileStep];
   float sum[kTileStep];
+  float mass[kTileStep];  ///< with pairs: the sums of weights times sizes of values
 
   void reset() {
     for (int r = 0; r < kTileStep; ++r) {
       maximum[r] = -kInfinity;
       sum[r] = 0;
+      mass[r] = 0;
     }
   }
 };
@@ -28,52 +30,45 @@ inline float mask_and_maximum(float* scores, int visible, int computed) {
   return reduce_max(maximum);
 }
 
-/// What is nearest to v with 8 bits of significand, as bf16 has. T. J. Dekker's splitting ("A
-/// floating-point technique for extending the available precision", 1971) of 24 bits.
-inline Vec upper_bits(Vec v) {
-  const Vec scaled = v * splat(65537.0f);
-  return scaled - (scaled - v);
-}
-
-/// Scores of `n_keys` keys, a whole number of panels, become weights 2^(score - reference), in
-/// slots at the same place. With pairs a weight is the sum of two bf16, the lower one at the same
-/// place in `lower`: one alone would cost a row whose largest values hang on one small weight more
-/// than the output's own rounding leaves room for. Adds the weights to `sum`.
-template <typename T>
-inline void exponentiate(float* scores, float* lower, float reference, int n_keys, float& sum) {
+/// Scores of `n_keys` keys, a whole number of panels, become weights 2^(score - reference), which
+/// are added to `sum`.
+inline void exponentiate(float* scores, float reference, int n_keys, float& sum) {
   const Vec offset = splat(reference);
   Vec sums[2] = {splat(0.0f), splat(0.0f)};
   for (int j = 0; j < n_keys; j += kPanel) {
-    const Vec low = exp2(load(scores + j) - offset);
-    const Vec high = exp2(load(scores + j + kLanes) - offset);
-    sums[0] = sums[0] + low;
-    sums[1] = sums[1] + high;
-    if constexpr (kPairs<T>) {
-      const Vec low_upper = upper_bits(low);
-      const Vec high_upper = upper_bits(high);
-      store(scores + j / 2, round_pairs(low_upper, high_upper));
-      store(lower + j / 2, round_pairs(low - low_upper, high - high_upper));
-    } else {
-      store(scores + j, low);
-      store(scores + j + kLanes, high);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      float* slots = scores + j + i * kLanes;
+      const Vec weights = exp2(load(slots) - offset);
+      sums[i] = sums[i] + weights;
+      store(slots, weights);
     }
   }
   sum += reduce_add(sums[0] + sums[1]);
 }
 
+/// With pairs: what the softmax needs to know about a block's values, and what it leaves behind.
+struct PairsBlock {
+  const float* sizes;
+  float most_size;
+  HeavyPairs* heavy;  ///< of each row
+};
+
 /// Turns a tile's scores into weights and moves its states on. visible[r] keys of the block are
 /// seen by row r; `n_keys` is the most of them. `factors` brings earlier numerators to the new
 /// maxima.
 template <typename T>
-inline void softmax_tile(float* scores, float* lower, const int* visible, int n_rows, int n_keys,
-                         TileStates& states, float* factors) {
+inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
+                         const PairsBlock& block, TileStates& states, float* factors) {
   const int computed = (n_keys + kPanel - 1) / kPanel * kPanel;
   float references[kTileStep];
+  float most[kTileStep];
   float maxima[kTileStep];
   for (int r = 0; r < kTileStep; ++r) maxima[r] = states.maximum[r];
+  for (int r = 0; r < kTileStep; ++r) most[r] = -kInfinity;
   for (int r = 0; r < n_rows; ++r) {
-    const float maximum = mask_and_maximum(scores + r * kMaxBlock, visible[r], computed);
-    if (maximum > maxima[r]) maxima[r] = maximum;
+    most[r] = mask_and_maximum(scores + r * kMaxBlock, visible[r], computed);
+    if (most[r] > maxima[r]) maxima[r] = most[r];
   }
   for (int r = 0; r < kTileStep; r += kLanes) {
     // Never subtract -inf: a row that has seen nothing keeps weights of 0.
@@ -81,12 +76,19 @@ inline void softmax_tile(float* scores, float* lower, const int* visible, int n_
     const Vec factor = exp2(load(states.maximum + r) - reference);
     store(references + r, reference);
     store(factors + r, factor);
+    store(most + r, exp2(load(most + r) - reference));
     store(states.maximum + r, load(maxima + r));
     store(states.sum + r, load(states.sum + r) * factor);
+    store(states.mass + r, load(states.mass + r) * factor);
   }
   for (int r = 0; r < n_rows; ++r) {
-    exponentiate<T>(scores + r * kMaxBlock, lower + r * kMaxBlock, references[r], computed,
-                    states.sum[r]);
+    float* row = scores + r * kMaxBlock;
+    if constexpr (kPairs<T>) {
+      exponentiate_pairs(row, block.sizes, references[r], most[r], block.most_size, computed,
+                         states.sum[r], states.mass[r], block.heavy[r]);
+    } else {
+      exponentiate(row, references[r], computed, states.sum[r]);
+    }
   }
 }
 

@@ -19,8 +19,12 @@
 //   interleave(a, b, lo, hi)     a0 b0 a1 b1 ..., its first and its second half
 //   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
 //     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
-//     round_pairs(a, b)          the 2 * kLanes values of a and b as bf16, to nearest even
 //     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
+//     upper_pairs(a, b)          the upper halves of the 2 * kLanes values of a and b
+//     upper_half(v)              v with the lower half of each lane's bits 0
+//     add_bits(v, p)             the kLanes integers at p added to v's bits, lane by lane
+//     absolute_pairs(pairs)      without their signs
+//     lanes_over(a, b)           bit i: whether lane i of a is above that of b, or one is NaN
 //     load_pairs(p)              2 * kLanes consecutive bf16
 //     load_pairs_first(p, n)     as load_first, n from 0 to 2 * kLanes
 #pragma once
@@ -77,6 +81,23 @@ inline void transpose(Vec (&rows)[kLanes]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
   }
+}
+
+/// Lane i of the result is the sum of the lanes of v[i], all by the same tree.
+inline Vec sums_of_lanes(const Vec* v) {
+  Vec sums[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) sums[i] = v[i];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      Vec low, high;
+      interleave(sums[i], sums[i + half], low, high);
+      sums[i] = low + high;
+    }
+  }
+  return sums[0];
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -79,12 +79,25 @@ inline constexpr bool kHasPairDot = true;
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return vbfdotq_f32(acc, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
 }
-inline Vec round_pairs(Vec a, Vec b) {
-  return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a), b));
-}
 inline Vec join_pairs(Vec even, Vec odd) {
   return vreinterpretq_f32_u32(
       vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
+}
+inline Vec upper_pairs(Vec a, Vec b) {
+  return vreinterpretq_f32_u16(vuzp2q_u16(vreinterpretq_u16_f32(a), vreinterpretq_u16_f32(b)));
+}
+inline Vec upper_half(Vec v) {
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0xffff0000)));
+}
+inline Vec add_bits(Vec v, const std::uint32_t* p) {
+  return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(v), vld1q_u32(p)));
+}
+inline Vec absolute_pairs(Vec pairs) {
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(pairs), vdupq_n_u32(0x7fff7fff)));
+}
+inline std::uint32_t lanes_over(Vec a, Vec b) {
+  constexpr std::uint32_t kBits[kLanes] = {1, 2, 4, 8};
+  return vaddvq_u32(vbicq_u32(vld1q_u32(kBits), vcleq_f32(a, b)));
 }
 inline Vec load_pairs(const BF16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
