@@ -8,7 +8,7 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Rows that share one reading of the span from memory.
-inline constexpr int kBatchRows = 16;
+inline constexpr int kBatchRows = kMostDecodeRows;
 inline constexpr int kBatchParts = kBatchRows / kFewRows;
 
 template <int kN>
@@ -126,6 +126,12 @@ class DecodeItem {
     return {rows[span_ * args_.span_len], rows.stride};
   }
 
+  /// Keys of the sequence from this span on: what may be brought near.
+  int n_left() const {
+    constexpr sdpa_i64 kMost = 1 << 20;  // more than any span has
+    return static_cast<int>(smaller(sequence_.kv_len - span_ * args_.span_len, kMost));
+  }
+
   void score(int n_rows, int n_keys) const {
     const Rows<const T> k = from_span(key_rows<T>(launch_, b_, kv_h_));
     const Vec scale = splat(args_.scale * kLog2E);
@@ -144,7 +150,7 @@ class DecodeItem {
       const int end = smaller(begin + kValueKeys, n_keys);
       for_each_tile(n_rows, [&](int r, auto count) {
         const int value_dim = static_cast<int>(args_.value_dim);
-        add_block<T, count.value>({scores_of(r), v, begin, end, value_dim, states + r});
+        add_block<T, count.value>({scores_of(r), v, begin, end, n_left(), value_dim, states + r});
       });
     }
   }

@@ -21,6 +21,7 @@ struct ValueBlock {
   Rows<const T> v;
   int begin;
   int end;
+  int n_left;  ///< keys of the sequence, spans that follow included
   int value_dim;
   float* const* states;  ///< of the tile's rows
 };
@@ -44,7 +45,15 @@ inline void add_values(const ValueBlock<T>& block, int column, int tail) {
   };
   for (int key = block.begin; key < block.end; ++key) {
     const float* weights = block.weights + key / kGroup * kSums + key % kGroup;
-    if (column == 0) touch(block.v[key], block.value_dim);
+    if (kBringNear<T, kRows>) {
+      // The same columns of the next block, so that all of it is spread over the passes.
+      if (key + kValueKeys < block.n_left) {
+        bring_near(block.v[key + kValueKeys] + column, tail == 0 ? kVecs * kLanes : tail);
+      }
+      if (block.begin == 0 && column == 0) touch(block.v[key], block.value_dim);
+    } else if (column == 0) {
+      touch(block.v[key], block.value_dim);
+    }
     Vec values[kVecs];
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) values[c] = load_values(key, c);

@@ -5,7 +5,8 @@
 
 namespace metal_sdpa::cpu {
 
-/// Query rows under one KV head, L * Hq / Hkv, up to which the planner takes sdpa_decode.
+/// Query rows under one KV head, L * Hq / Hkv, that share one reading of its keys, and the most for
+/// which the planner takes sdpa_decode.
 constexpr int kMostDecodeRows = 16;
 
 /// Query rows of a tile: what the kernels keep in registers at once.

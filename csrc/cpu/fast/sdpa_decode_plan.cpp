@@ -21,19 +21,27 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
   step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
 }
 
-/// Where measurement favours it over sdpa_prefill: up to one tile of rows. From there on
-/// sdpa_prefill multiplies faster, but it gives a KV head one thread, which a large group (few KV
-/// heads) cannot afford.
-bool suits_decode(const SdpaProblem& problem) {
-  const std::int64_t rows = rows_per_kv_head(problem);
+/// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
+/// sdpa_prefill multiplies faster, with products of bf16 pairs most of all. Vectors of 4 without a
+/// multiply-add are slow at widening, which sdpa_prefill does once for all rows.
+std::int64_t most_rows(DType dtype, Isa isa) {
+  if (dtype == DType::f32) return kMostDecodeRows;
+  if (isa == Isa::baseline) return kDecodeTileRows;
+  const bool has_pairs = isa == Isa::avx512_bf16 || isa == Isa::neon_bf16;
+  return dtype == DType::bf16 && has_pairs ? 12 : kMostDecodeRows;
+}
+
+/// sdpa_prefill gives a KV head one thread, which a large group (few KV heads) cannot afford.
+bool suits_decode(const SdpaProblem& problem, Isa isa) {
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  return rows <= (group < 8 ? kDecodeTileRows : kMostDecodeRows);
+  const std::int64_t most = group < 8 ? most_rows(problem.dtype, isa) : kMostDecodeRows;
+  return rows_per_kv_head(problem) <= most;
 }
 
 }  // namespace
 
 bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
-  if (problem.kernel.empty() && !suits_decode(problem)) return false;
+  if (problem.kernel.empty() && !suits_decode(problem, isa)) return false;
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
