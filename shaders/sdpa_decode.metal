@@ -1,5 +1,5 @@
 // Decode: up to 8 packed rows (L * Hq / Hkv) of a KV head a team, keys cut into spans over teams,
-// so that a long cache is read by the whole GPU and each of its bytes once. attention_tile.h has
+// so that a long cache is read by the whole GPU and each of its bytes once. attention.h has
 // the kernel, README.md the grid.
 #include <metal_stdlib>
 

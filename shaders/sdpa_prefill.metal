@@ -1,6 +1,6 @@
 // Prefill and short chunks: up to 16 packed rows of a KV head a team. A threadgroup has
 // neighbouring rows, so its simdgroups read the same keys at about the same time. Where L <= 64
-// keys are cut into spans over threadgroups. attention_tile.h has the kernel, README.md the grid.
+// keys are cut into spans over threadgroups. attention.h has the kernel, README.md the grid.
 #include <metal_stdlib>
 
 #include "attention.h"

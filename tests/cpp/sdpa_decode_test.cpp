@@ -55,9 +55,13 @@ TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
     SdpaProblem p = problem_of(DType::f16, 4, 1, 300, 64);
     p.kernel.clear();
     CHECK(std::string(plan_sdpa(device, p).steps.front().kernel) == "sdpa_decode_f16." + isa);
-    p.seq_len = cpu::kMostDecodeRows;
+    p.seq_len = cpu::kDecodeBatchRows;
     p.set_packed_layouts();
     CHECK(std::string(plan_sdpa(device, p).steps.front().kernel) == "sdpa_prefill_f16." + isa);
+    SdpaProblem many_heads = problem_of(DType::bf16, 32, 1, 300, 64);
+    many_heads.kernel.clear();
+    CHECK(std::string(plan_sdpa(device, many_heads).steps.front().kernel) ==
+          "sdpa_decode_bf16." + isa);
   }
 }
 

@@ -47,18 +47,28 @@ inline uint transpose16(uint x) {
 struct f4 {
   float a, b, c, d;
 };
-/// Rows 8 to 15 of A are zero.
-inline void mma_f16(f4& d, uint a, uint b) {
+inline void mma_f16(f4& d, uint a0, uint a1, uint b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
       "{%0,%1,%2,%3};"
       : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d)
-      : "r"(a), "r"(0u), "r"(b));
+      : "r"(a0), "r"(a1), "r"(b));
 }
-inline void mma_bf16(f4& d, uint a, uint b) {
+inline void mma_bf16(f4& d, uint a0, uint a1, uint b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
       "{%0,%1,%2,%3};"
       : "+f"(d.a), "+f"(d.b), "+f"(d.c), "+f"(d.d)
-      : "r"(a), "r"(0u), "r"(b));
+      : "r"(a0), "r"(a1), "r"(b));
+}
+/// Two floats as 16-bit elements, x in the lower half.
+inline uint pack_f16(float x, float y) {
+  uint r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+  return r;
+}
+inline uint pack_bf16(float x, float y) {
+  uint r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+  return r;
 }
 inline void mma_tf32(f4& d, float a0, float a1, float a2, float a3, float b0, float b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
@@ -206,23 +216,34 @@ using Pair = metal::vec<float, 2>;
 /// mma.sync takes B by columns: its lane layout is that of B's transpose.
 inline Pair multiply_accumulate(metal::vec<half, 2> a, metal::vec<half, 2> b, Pair c) {
   msl_hw::f4 d = {c.x, c.y, 0.0f, 0.0f};
-  msl_hw::mma_f16(d, as_type<uint>(a), msl_hw::transpose16(as_type<uint>(b)));
+  msl_hw::mma_f16(d, as_type<uint>(a), 0u, msl_hw::transpose16(as_type<uint>(b)));
   return Pair(d.a, d.b);
 }
 inline Pair multiply_accumulate(metal::vec<bfloat, 2> a, metal::vec<bfloat, 2> b, Pair c) {
   msl_hw::f4 d = {c.x, c.y, 0.0f, 0.0f};
-  msl_hw::mma_bf16(d, as_type<uint>(a), msl_hw::transpose16(as_type<uint>(b)));
+  msl_hw::mma_bf16(d, as_type<uint>(a), 0u, msl_hw::transpose16(as_type<uint>(b)));
   return Pair(d.a, d.b);
 }
 
-/// A float matrix times one of 16-bit elements, which tf32 holds exactly: rows 0 to 7 of the 16-row
-/// A are A's upper tf32 parts, rows 8 to 15 the lower ones, in the k order 0,2,4,6,1,3,5,7.
-template <class T>
-inline Pair multiply_accumulate(Pair a, metal::vec<T, 2> b, Pair c) {
-  const auto bt = as_type<metal::vec<T, 2>>(msl_hw::transpose16(as_type<uint>(b)));
-  const float hx = msl_hw::round_to_tf32(a.x), hy = msl_hw::round_to_tf32(a.y);
+/// A float matrix times one of 16-bit elements: rows 0 to 7 of the 16-row A are A rounded to those
+/// elements, rows 8 to 15 what the rounding lost. f16 elements hold 22 bits together, bf16 ones 16:
+/// a 256th of what rounding the result to bf16 loses. f16 has few exponents, so what was lost comes
+/// scaled: that takes |A| < 2^15 (our shaders multiply weights, at most 1) and holds A to 2^-36.
+inline Pair multiply_accumulate(Pair a, metal::vec<half, 2> b, Pair c) {
+  constexpr float kScale = 2048.0f;
+  const uint high = msl_hw::pack_f16(a.x, a.y);
+  const float hx = msl_hw::f16_to_f32(ushort(high)), hy = msl_hw::f16_to_f32(ushort(high >> 16));
   msl_hw::f4 d = {c.x, c.y, 0.0f, 0.0f};
-  msl_hw::mma_tf32(d, hx, a.x - hx, hy, a.y - hy, float(bt[0]), float(bt[1]));
+  msl_hw::mma_f16(d, high, msl_hw::pack_f16((a.x - hx) * kScale, (a.y - hy) * kScale),
+                  msl_hw::transpose16(as_type<uint>(b)));
+  return Pair(fmaf(d.c, 1.0f / kScale, d.a), fmaf(d.d, 1.0f / kScale, d.b));
+}
+inline Pair multiply_accumulate(Pair a, metal::vec<bfloat, 2> b, Pair c) {
+  const uint high = msl_hw::pack_bf16(a.x, a.y);
+  const float hx = __uint_as_float(high << 16), hy = __uint_as_float(high & 0xffff0000u);
+  msl_hw::f4 d = {c.x, c.y, 0.0f, 0.0f};
+  msl_hw::mma_bf16(d, high, msl_hw::pack_bf16(a.x - hx, a.y - hy),
+                   msl_hw::transpose16(as_type<uint>(b)));
   return Pair(d.a + d.c, d.b + d.d);
 }
 

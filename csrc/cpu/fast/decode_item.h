@@ -7,9 +7,8 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Rows that share one reading of the span from memory.
-inline constexpr int kBatchRows = kMostDecodeRows;
-inline constexpr int kBatchParts = kBatchRows / kFewRows;
+/// Parts of kFewRows rows in a batch: each has its own scores.
+inline constexpr int kBatchParts = kDecodeBatchRows / kFewRows;
 
 template <int kN>
 struct Count {
@@ -44,10 +43,10 @@ class DecodeItem {
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
         part_slots_(static_cast<int>(args_.span_len) * kFewRows + 2 * kSums) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots_;
-    const sdpa_i64 slots =
-        kBatchRows * q_step_ + kBatchParts * part_slots_ + own_states + RowTotal::slots(width());
+    const sdpa_i64 slots = kDecodeBatchRows * q_step_ + kBatchParts * part_slots_ + own_states +
+                           RowTotal::slots(width());
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
-    scores_ = q_ + kBatchRows * q_step_;
+    scores_ = q_ + kDecodeBatchRows * q_step_;
     total_ = scores_ + kBatchParts * part_slots_;
     states_ = total_ + RowTotal::slots(width());
     if (args_.n_spans <= 1) return;
@@ -58,8 +57,8 @@ class DecodeItem {
   void run() {
     const sdpa_i64 n_spans = span_count(n_rows_ - 1);  // later rows see no less
     if (span_ >= larger<sdpa_i64>(n_spans, 1)) return;
-    for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kBatchRows) {
-      attend(row, static_cast<int>(smaller<sdpa_i64>(kBatchRows, n_rows_ - row)));
+    for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kDecodeBatchRows) {
+      attend(row, static_cast<int>(smaller<sdpa_i64>(kDecodeBatchRows, n_rows_ - row)));
     }
     if (n_spans > 1 && !is_last(n_spans)) return;
     for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row);
@@ -96,8 +95,8 @@ class DecodeItem {
   void attend(sdpa_i64 row, int n_rows) {
     const int n_keys = visible(row + n_rows - 1);
     if (n_keys == 0) return;
-    int seen[kBatchRows];
-    float* states[kBatchRows];
+    int seen[kDecodeBatchRows];
+    float* states[kDecodeBatchRows];
     for (int r = 0; r < n_rows; ++r) {
       seen[r] = visible(row + r);
       states[r] = state(args_.n_spans > 1 ? span_ : 0, row + r);
@@ -196,7 +195,7 @@ class DecodeItem {
   const int q_step_;      ///< slots of a packed query
   const int part_slots_;  ///< slots of the scores of kFewRows rows
 
-  float* q_ = nullptr;       ///< [kBatchRows][q_step]
+  float* q_ = nullptr;       ///< [kDecodeBatchRows][q_step]
   float* scores_ = nullptr;  ///< [part][group][kSums], then weights
   float* total_ = nullptr;   ///< one RowTotal
   float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]

@@ -29,8 +29,8 @@ class NearRows {
         n_steps == 0 ? 0 : static_cast<int>((sdpa_i64{left_} * kOneLine + n_steps - 1) / n_steps);
   }
 
-  /// What `n` steps have earned.
-  void step(int n) {
+  /// What `n` steps have earned. Inlined: a call would cost the caller the sums in its registers.
+  [[gnu::always_inline]] void step(int n) {
     if (left_ == 0) return;
     credit_ += n * rate_;
     for (; credit_ >= kOneLine && left_ > 0; credit_ -= kOneLine) touch();
@@ -40,7 +40,7 @@ class NearRows {
   static constexpr int kLine = 64;
   static constexpr int kOneLine = 1024;
 
-  void touch() {
+  [[gnu::always_inline]] void touch() {
     const Part& part = parts_[part_];
     __builtin_prefetch(part.first + row_ * part.stride + byte_, 0, 2);
     --left_;

@@ -5,9 +5,8 @@
 
 namespace metal_sdpa::cpu {
 
-/// Query rows under one KV head, L * Hq / Hkv, that share one reading of its keys, and the most for
-/// which the planner takes sdpa_decode.
-constexpr int kMostDecodeRows = 16;
+/// Query rows under one KV head, L * Hq / Hkv, that share one reading of its keys from memory.
+constexpr int kDecodeBatchRows = 16;
 
 /// Query rows of a tile: what the kernels keep in registers at once.
 constexpr int kDecodeTileRows = 8;

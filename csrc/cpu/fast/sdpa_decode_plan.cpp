@@ -25,16 +25,18 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
 /// sdpa_prefill multiplies faster, with products of bf16 pairs most of all. Vectors of 4 without a
 /// multiply-add are slow at widening, which sdpa_prefill does once for all rows.
 std::int64_t most_rows(DType dtype, Isa isa) {
-  if (dtype == DType::f32) return kMostDecodeRows;
+  if (dtype == DType::f32) return kDecodeBatchRows;
   if (isa == Isa::baseline) return kDecodeTileRows;
   const bool has_pairs = isa == Isa::avx512_bf16 || isa == Isa::neon_bf16;
-  return dtype == DType::bf16 && has_pairs ? 12 : kMostDecodeRows;
+  return dtype == DType::bf16 && has_pairs ? 12 : kDecodeBatchRows;
 }
 
-/// sdpa_prefill gives a KV head one thread, which a large group (few KV heads) cannot afford.
+/// sdpa_prefill gives so many rows of a KV head to one thread, which a large group (few KV heads)
+/// cannot afford; least of all with one query, where keys are many for each row.
 bool suits_decode(const SdpaProblem& problem, Isa isa) {
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  const std::int64_t most = group < 8 ? most_rows(problem.dtype, isa) : kMostDecodeRows;
+  std::int64_t most = most_rows(problem.dtype, isa);
+  if (group >= 8) most = problem.seq_len == 1 ? 2 * kDecodeBatchRows : kDecodeBatchRows;
   return rows_per_kv_head(problem) <= most;
 }
 
