@@ -143,7 +143,7 @@ template <typename T, int kRows>
   constexpr int kStep = kStepKeys<kRows>;
   const int ahead = kNearBytes / (head_dim * static_cast<int>(sizeof(T))) + kGroup;
   if (kBringNear<T, kRows> && begin == 0) {
-    for (int j = 0; j < ahead; ++j) touch(k[smaller(j, n_keys - 1)], head_dim);
+    for (int j = 0; j < smaller(ahead, n_keys); ++j) touch(k[j], head_dim);
   }
   int touched = kGroup;
   while (touched < kScoreKeys && touched * head_dim * static_cast<int>(sizeof(T)) < kTouchBytes) {

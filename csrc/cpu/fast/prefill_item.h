@@ -64,24 +64,25 @@ class PrefillItem {
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
     const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
     const sdpa_i64 total_slots = has_totals_ ? RowTotal::slots(out_step()) * n_rows_ : 0;
-    const sdpa_i64 size_slots = kPairs<T> ? kMaxBlock : 0;
+    const sdpa_i64 block_slots = kPairs<T> ? sizeof(PairsBlock) / sizeof(float) : 0;
     const sdpa_i64 heavy_slots = kPairs<T> ? kRowTile * sizeof(HeavyPairs) / sizeof(float) : 0;
     constexpr int kPlaces = 9;
-    const sdpa_i64 sizes[kPlaces] = {q_slots,     k_slots,   v_slots,     kRowTile * kMaxBlock,
-                                     state_slots, out_slots, total_slots, size_slots,
+    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,   v_slots,     kRowTile * kMaxBlock,
+                                     state_slots, out_slots, total_slots, block_slots,
                                      heavy_slots};
     float** const places[kPlaces] = {&q_,          &k_,      &v_,     &scores_, &states_,
-                                     &numerators_, &totals_, &sizes_, &heavy_};
+                                     &numerators_, &totals_, &block_, &heavy_};
     constexpr sdpa_i64 kLine = 16;  // slots
     sdpa_i64 total = 0;
-    for (const sdpa_i64 size : sizes) total += (size + kLine - 1) / kLine * kLine;
+    for (const sdpa_i64 n : slots) total += (n + kLine - 1) / kLine * kLine;
     float* next = static_cast<float*>(thread_scratch(static_cast<std::size_t>(total) * 4));
     for (int i = 0; i < kPlaces; ++i) {
       *places[i] = next;
-      next += (sizes[i] + kLine - 1) / kLine * kLine;
+      next += (slots[i] + kLine - 1) / kLine * kLine;
     }
   }
 
+  PairsBlock* pairs_block() { return reinterpret_cast<PairsBlock*>(block_); }
   HeavyPairs* heavy() { return reinterpret_cast<HeavyPairs*>(heavy_); }
 
   TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
@@ -117,8 +118,9 @@ class PrefillItem {
     pack_values<T>(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
                    static_cast<int>(args_.value_dim), panel_depth_, v_);
     if constexpr (kPairs<T>) {
-      most_size_ = size_values(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
-                               static_cast<int>(args_.value_dim), sizes_);
+      describe_values(value_rows<T>(launch_, b_, kv_h_), begin, n_keys,
+                      static_cast<int>(args_.value_dim), *pairs_block());
+      spread_fractions(static_cast<std::uint32_t>(begin / block_len_), pairs_block()->fractions);
     }
     aim_at_next(begin + n_keys);
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
@@ -153,7 +155,7 @@ class PrefillItem {
     const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
     float factors[kTileStep];
     products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
-    softmax_tile<T>(scores_, seen, n, n_keys, {sizes_, most_size_, heavy()}, states(tile), factors);
+    softmax_tile<T>(scores_, seen, n, n_keys, pairs_block(), heavy(), states(tile), factors);
     float* numerators = numerators_ + sdpa_i64{first} * out_step();
     products.add_values(scores_, v_, slots_for<T>(n_keys), panel_depth_, kValueChain<T>, factors,
                         near_, numerators, out_vecs_);
@@ -235,9 +237,8 @@ class PrefillItem {
   float* states_ = nullptr;      ///< TileStates [n_tiles]
   float* numerators_ = nullptr;  ///< [n_rows][out_step]
   float* totals_ = nullptr;      ///< RowTotal [n_rows]
-  float* sizes_ = nullptr;       ///< with pairs: of the block's values
-  float most_size_ = 0;
-  float* heavy_ = nullptr;  ///< with pairs: HeavyPairs [kRowTile]
+  float* block_ = nullptr;       ///< with pairs: PairsBlock
+  float* heavy_ = nullptr;       ///< with pairs: HeavyPairs [kRowTile]
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -9,7 +9,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 struct TileStates {
   float maximum[kTileStep];
   float sum[kTileStep];
-  float mass[kTileStep];  ///< with pairs: the sums of weights times sizes of values
+  float mass[kTileStep];  ///< with pairs, as prefill_pairs.h says
 
   void reset() {
     for (int r = 0; r < kTileStep; ++r) {
@@ -47,19 +47,13 @@ inline void exponentiate(float* scores, float reference, int n_keys, float& sum)
   sum += reduce_add(sums[0] + sums[1]);
 }
 
-/// With pairs: what the softmax needs to know about a block's values, and what it leaves behind.
-struct PairsBlock {
-  const float* sizes;
-  float most_size;
-  HeavyPairs* heavy;  ///< of each row
-};
-
 /// Turns a tile's scores into weights and moves its states on. visible[r] keys of the block are
 /// seen by row r; `n_keys` is the most of them. `factors` brings earlier numerators to the new
-/// maxima.
+/// maxima. `block` and `heavy`, one for each row, are used with pairs.
 template <typename T>
 inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
-                         const PairsBlock& block, TileStates& states, float* factors) {
+                         const PairsBlock* block, HeavyPairs* heavy, TileStates& states,
+                         float* factors) {
   const int computed = (n_keys + kPanel - 1) / kPanel * kPanel;
   float references[kTileStep];
   float most[kTileStep];
@@ -84,8 +78,8 @@ inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_ke
   for (int r = 0; r < n_rows; ++r) {
     float* row = scores + r * kMaxBlock;
     if constexpr (kPairs<T>) {
-      exponentiate_pairs(row, block.sizes, references[r], most[r], block.most_size, computed,
-                         states.sum[r], states.mass[r], block.heavy[r]);
+      exponentiate_pairs(row, *block, references[r], most[r], computed, states.sum[r],
+                         states.mass[r], heavy[r]);
     } else {
       exponentiate(row, references[r], computed, states.sum[r]);
     }

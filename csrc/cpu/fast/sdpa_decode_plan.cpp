@@ -22,13 +22,14 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
 }
 
 /// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
-/// sdpa_prefill multiplies faster, with products of bf16 pairs most of all. Vectors of 4 without a
-/// multiply-add are slow at widening, which sdpa_prefill does once for all rows.
+/// sdpa_prefill multiplies faster, sooner where elements are widened or products are of bf16 pairs.
+/// Vectors of 4 without a multiply-add are slow at widening, which sdpa_prefill does once for all
+/// rows.
 std::int64_t most_rows(DType dtype, Isa isa) {
-  if (dtype == DType::f32) return kDecodeBatchRows;
-  if (isa == Isa::baseline) return kDecodeTileRows;
+  if (dtype == DType::f32) return 24;
+  if (isa == Isa::baseline) return 8;
   const bool has_pairs = isa == Isa::avx512_bf16 || isa == Isa::neon_bf16;
-  return dtype == DType::bf16 && has_pairs ? 12 : kDecodeBatchRows;
+  return dtype == DType::bf16 && has_pairs ? 12 : 16;
 }
 
 /// sdpa_prefill gives so many rows of a KV head to one thread, which a large group (few KV heads)
@@ -36,7 +37,7 @@ std::int64_t most_rows(DType dtype, Isa isa) {
 bool suits_decode(const SdpaProblem& problem, Isa isa) {
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
   std::int64_t most = most_rows(problem.dtype, isa);
-  if (group >= 8) most = problem.seq_len == 1 ? 2 * kDecodeBatchRows : kDecodeBatchRows;
+  if (group >= 8) most = std::max<std::int64_t>(most, problem.seq_len == 1 ? 32 : 16);
   return rows_per_kv_head(problem) <= most;
 }
 

@@ -20,11 +20,13 @@
 //   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
 //     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
 //     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
+//     pair_of_ones()
 //     upper_pairs(a, b)          the upper halves of the 2 * kLanes values of a and b
 //     upper_half(v)              v with the lower half of each lane's bits 0
 //     add_bits(v, p)             the kLanes integers at p added to v's bits, lane by lane
 //     absolute_pairs(pairs)      without their signs
-//     lanes_over(a, b)           bit i: whether lane i of a is above that of b, or one is NaN
+//     lanes_over(a, b)           bit i: whether lane i of a is above that of b
+//     sqrt(v)
 //     load_pairs(p)              2 * kLanes consecutive bf16
 //     load_pairs_first(p, n)     as load_first, n from 0 to 2 * kLanes
 #pragma once

@@ -83,11 +83,11 @@ inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 inline Vec join_pairs(Vec even, Vec odd) {
-  // Subnormal weights keep bits below bf16's last: they must not reach the other half.
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
   const __mmask32 upper = 0xaaaaaaaa;
   return _mm512_castsi512_ps(_mm512_mask_mov_epi16(low, upper, _mm512_castps_si512(odd)));
 }
+inline Vec pair_of_ones() { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 inline Vec upper_pairs(Vec a, Vec b) {
   alignas(64) static constexpr std::uint16_t kOddWords[32] = {
       1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
@@ -104,7 +104,8 @@ inline Vec add_bits(Vec v, const std::uint32_t* p) {
 inline Vec absolute_pairs(Vec pairs) {
   return _mm512_and_ps(pairs, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fff7fff)));
 }
-inline std::uint32_t lanes_over(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+inline std::uint32_t lanes_over(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Vec sqrt(Vec v) { return _mm512_sqrt_ps(v); }
 inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
   const auto first = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);

@@ -83,6 +83,12 @@ inline Vec join_pairs(Vec even, Vec odd) {
   return vreinterpretq_f32_u32(
       vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
 }
+inline Vec pair_of_ones() {
+  std::uint32_t ones = 0x3f803f80;
+  // g++ 12 would make a bf16 constant of it, by an instruction that only Armv8.2-A with FP16 has.
+  __asm__("" : "+r"(ones));
+  return vreinterpretq_f32_u32(vdupq_n_u32(ones));
+}
 inline Vec upper_pairs(Vec a, Vec b) {
   return vreinterpretq_f32_u16(vuzp2q_u16(vreinterpretq_u16_f32(a), vreinterpretq_u16_f32(b)));
 }
@@ -97,8 +103,9 @@ inline Vec absolute_pairs(Vec pairs) {
 }
 inline std::uint32_t lanes_over(Vec a, Vec b) {
   constexpr std::uint32_t kBits[kLanes] = {1, 2, 4, 8};
-  return vaddvq_u32(vbicq_u32(vld1q_u32(kBits), vcleq_f32(a, b)));
+  return vaddvq_u32(vandq_u32(vld1q_u32(kBits), vcgtq_f32(a, b)));
 }
+inline Vec sqrt(Vec v) { return vsqrtq_f32(v); }
 inline Vec load_pairs(const BF16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
 inline Vec load_pairs_first(const BF16* p, int n) {
   BF16 pairs[2 * kLanes] = {};

@@ -7,11 +7,13 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 inline constexpr bool kHasPairDot = false;
 Vec dot_pairs(Vec acc, Vec a, Vec b);
 Vec join_pairs(Vec even, Vec odd);
+Vec pair_of_ones();
 Vec upper_pairs(Vec a, Vec b);
 Vec upper_half(Vec v);
 Vec add_bits(Vec v, const std::uint32_t* p);
 Vec absolute_pairs(Vec pairs);
 std::uint32_t lanes_over(Vec a, Vec b);
+Vec sqrt(Vec v);
 Vec load_pairs(const BF16* p);
 Vec load_pairs_first(const BF16* p, int n);
 
