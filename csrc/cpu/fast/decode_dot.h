@@ -30,24 +30,6 @@ inline constexpr int kStepKeys = kGroupKeys<kRows> < 4 ? kGroupKeys<kRows> : 4;
 template <typename T>
 inline constexpr int kUnit = kPerSlot<T> * kLanes;
 
-/// kUnit elements of K as the dot product takes them.
-template <typename T>
-inline Vec load_unit(const T* p) {
-  if constexpr (kPairs<T>) {
-    return load_pairs(p);
-  } else {
-    return load(p);
-  }
-}
-template <typename T>
-inline Vec load_unit_first(const T* p, int n) {
-  if constexpr (kPairs<T>) {
-    return load_pairs_first(p, n);
-  } else {
-    return load_first(p, n);
-  }
-}
-
 template <typename T>
 inline Vec add_product(Vec a, Vec b, Vec sum) {
   if constexpr (kPairs<T>) {
@@ -107,10 +89,10 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
     Vec units[kKeys];
     if (d + kUnit<T> <= head_dim) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) units[j] = load_unit(keys[j] + d);
+      for (int j = 0; j < kKeys; ++j) units[j] = load_slots(keys[j] + d);
     } else {
 #pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) units[j] = load_unit_first(keys[j] + d, head_dim - d);
+      for (int j = 0; j < kKeys; ++j) units[j] = load_slots_first(keys[j] + d, head_dim - d);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {

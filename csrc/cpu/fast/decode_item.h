@@ -113,8 +113,8 @@ class DecodeItem {
     const T* q = query_rows<T>(launch_, b_, head_of(row))[query_of(row)];
     const int head_dim = static_cast<int>(args_.head_dim);
     int d = 0;
-    for (; d + kUnit<T> <= head_dim; d += kUnit<T>) store(to + d / kPerSlot<T>, load_unit(q + d));
-    if (d < head_dim) store(to + d / kPerSlot<T>, load_unit_first(q + d, head_dim - d));
+    for (; d + kUnit<T> <= head_dim; d += kUnit<T>) store(to + d / kPerSlot<T>, load_slots(q + d));
+    if (d < head_dim) store(to + d / kPerSlot<T>, load_slots_first(q + d, head_dim - d));
   }
 
   /// Scores of the tile that starts with row `row` of the batch, a multiple of kFewRows.

@@ -70,10 +70,12 @@ inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_ke
     const Vec factor = exp2(load(states.maximum + r) - reference);
     store(references + r, reference);
     store(factors + r, factor);
-    store(most + r, exp2(load(most + r) - reference));
     store(states.maximum + r, load(maxima + r));
     store(states.sum + r, load(states.sum + r) * factor);
-    store(states.mass + r, load(states.mass + r) * factor);
+    if constexpr (kPairs<T>) {
+      store(states.mass + r, load(states.mass + r) * factor);
+      store(most + r, exp2(load(most + r) - reference));
+    }
   }
   for (int r = 0; r < n_rows; ++r) {
     float* row = scores + r * kMaxBlock;
