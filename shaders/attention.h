@@ -1,5 +1,5 @@
 // The body of sdpa_decode and sdpa_prefill: which rows and keys each team of a threadgroup takes,
-// and where it writes them.
+// how teams that share rows add up their states, and where the sum is written.
 #ifndef METAL_SDPA_ATTENTION_H
 #define METAL_SDPA_ATTENTION_H
 
@@ -57,45 +57,48 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int slice = simdgroup % Tile::kSlices;
   const int team = simdgroup / Tile::kSlices;
   const int row_teams = int(args.group_split);
-  const int span_teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim) / row_teams;
+  const int sharing_teams =
+      share_rows ? sdpa_tile_teams(kPrefill, Tile::kBytes, kDim) / row_teams : 1;
   const int heads_per_kv = int(args.n_heads / args.n_kv_heads);
-  const int n_rows = int(args.row_end - args.row_begin) * heads_per_kv;
+  const int n_queries = int(args.row_end - args.row_begin);
+  const int n_rows = n_queries * heads_per_kv;
   const int block_rows = Tile::kRows * row_teams;
-  const int row_blocks = (n_rows + block_rows - 1) / block_rows;
-  // Decode has one block and one row team, and waits for no division before its first load.
+  // Decode has one block and one row team, and waits for no more division before its first load.
+  int row_blocks = 1;
   int row_block = 0;
-  int span_block = int(group.z);
-  int row_team = 0;
-  int span_team = team;
-  if (row_blocks > 1) {
+  long span = long(args.span_begin) + long(group.z);
+  int row_team = share_rows ? 0 : team;
+  int key_team = share_rows ? team : 0;  // among those that share the rows
+  if (n_rows > block_rows) {
+    row_blocks = int(uint(n_rows + block_rows - 1) / uint(block_rows));
     // The last rows come first: under a causal mask they have the most keys.
     row_block = row_blocks - 1 - int(group.z) % row_blocks;
-    span_block = int(group.z) / row_blocks;
+    span = long(args.span_begin) + long(int(group.z) / row_blocks);
   }
-  if (row_teams > 1) {
+  if (share_rows && row_teams > 1) {
     row_team = team % row_teams;
-    span_team = team / row_teams;
+    key_team = team / row_teams;
   }
-  const long first_span = long(args.span_begin) + long(span_block * span_teams);
-  const long span = first_span + span_team;
 
   TeamRows rows;
   rows.first_query = args.row_begin;
   rows.group = heads_per_kv;
+  rows.one_query = !kPrefill && n_queries == 1;
   rows.begin = row_block * block_rows + row_team * Tile::kRows;
   rows.end = metal::min(rows.begin + int(Tile::kRows), n_rows);
 
-  const long span_keys = sdpa_span_keys(args.span_len, sequence.kv_len);
+  const long span_keys = span_keys_of(args, sequence);
   const int block_last = metal::min((row_block + 1) * block_rows, n_rows) - 1;
   const long block_keys = visible_keys(args, sequence, rows.query(block_last));
-  if (write_partial && first_span * span_keys >= block_keys) return;
   const long first_key = span * span_keys;
-  const bool exists = rows.begin < rows.end && span < long(args.n_spans);
+  if (write_partial && first_key >= block_keys) return;
+  const bool exists = rows.begin < rows.end;
   long seen = 0;
   if (exists) seen = visible_keys(args, sequence, rows.query(rows.end - 1)) - first_key;
 
   const long b = long(args.batch_begin) + long(group.x);
-  const long kv_h = long(int(args.head_begin) / heads_per_kv) + long(group.y);
+  long kv_h = long(group.y);
+  if (kPrefill || args.head_begin > 0) kv_h += long(int(args.head_begin) / heads_per_kv);
   TeamKeys<T> keys;
   keys.count = int(metal::min(metal::max(seen, 0l), span_keys));
   keys.k_row = args.k_stride.row;
@@ -113,7 +116,8 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     tile.load_q(q_head, args, rows);
   }
   typename Tile::KeyTile first_tile;
-  if (keys.count > 0) tile.load(keys.k, keys.k_row, 0, keys.count, first_tile);
+  const int begin = key_team * Tile::kKeys;
+  if (keys.count > begin) tile.load(keys.k, keys.k_row, begin, keys.count, first_tile);
   int n_all_visible = 0;
   if (exists) {
     tile.transpose_q();
@@ -122,11 +126,24 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     n_all_visible = int(metal::min(metal::max(least, 0l), long(keys.count)));
   }
   if (Tile::kSlices == 1) {
-    tile.attend(keys, n_all_visible, first_tile);
+    tile.attend(keys, n_all_visible, begin, sharing_teams, first_tile);
+    if (share_rows) {
+      // States of the teams but the first, [key_team - 1][row_team].
+      threadgroup float2* const states = exchange + row_team * Tile::kStateFloat2s;
+      const int key_team_stride = row_teams * Tile::kStateFloat2s;
+      if (key_team > 0) tile.put_state(states + (key_team - 1) * key_team_stride, lane);
+      metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+      if (key_team > 0) return;
+      if (sharing_teams == 4) {
+        tile.template add_states<3>(states, key_team_stride, lane);
+      } else {
+        tile.template add_states<1>(states, key_team_stride, lane);
+      }
+    }
   } else {
     const int team_scores = Tile::kSlices * Tile::kScores * 32;
     const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
-    const long block_count = metal::max(block_keys - first_span * span_keys, 0l);
+    const long block_count = metal::max(block_keys - first_key, 0l);
     tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
                        exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);
   }

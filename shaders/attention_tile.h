@@ -32,6 +32,8 @@ constant bool padded = is_function_constant_defined(padded_constant) ? padded_co
 constant bool partial_constant [[function_constant(SDPA_CONSTANT_PARTIAL)]];
 constant bool write_partial =
     is_function_constant_defined(partial_constant) ? partial_constant : false;
+constant bool shared_constant [[function_constant(SDPA_CONSTANT_SHARED)]];
+constant bool share_rows = is_function_constant_defined(shared_constant) ? shared_constant : false;
 constant bool write_output = !write_partial;
 constant bool write_output_lse = write_lse && write_output;
 
@@ -47,18 +49,22 @@ struct TileRowState {
 struct TeamRows {
   long first_query;  ///< row of the problem that packed row 0 belongs to
   int group;         ///< G
+  bool one_query;    ///< all rows are of one query: nothing to divide, which loads would wait for
   int begin;
   int end;  ///< one past the last that exists
 
-  long query(int packed) const { return first_query + uint(packed) / uint(group); }
-  int head(int packed) const { return int(uint(packed) % uint(group)); }
+  long query(int packed) const {
+    return first_query + (one_query ? 0u : uint(packed) / uint(group));
+  }
+  int head(int packed) const { return one_query ? packed : int(uint(packed) % uint(group)); }
   /// Offset of a packed row from row 0 of the KV head's first query head.
   long element(SdpaStrides stride, int packed) const {
     return head(packed) * stride.head + query(packed) * stride.row;
   }
 };
 
-/// The keys of a team: count of them (counted from its span's first) under one KV head.
+/// The keys of a span that some row of a team sees: the first `count` of it, under one KV head.
+/// Teams that share rows have the same, and take its tiles by turns.
 template <typename T>
 struct TeamKeys {
   device const T* k;  ///< first key of the span, at this lane's first element
@@ -85,6 +91,8 @@ struct AttentionTile {
     kKeyTiles = kKeys / 8,
     kScores = kRowTiles * kKeyTiles,
     kCompensated = kBytes == 4,
+    kStateFields = kFragments + 2,
+    kStateFloat2s = kRowTiles * kStateFields * 32,
     kScoreBlock = kCompensated ? 8 : 16,
     kScoreBlocks = kCompensated || kFragments > kScoreBlock,
   };
@@ -352,15 +360,16 @@ struct AttentionTile {
     }
   }
 
-  /// Keys of a team that is one simdgroup; k holds the first tile. The first n_all_visible keys
-  /// are seen by every row. Loads are issued a step before what needs them, except V's in prefill,
-  /// whose registers are full.
-  void attend(thread const TeamKeys<T>& keys, int n_all_visible, thread KeyTile& k) {
-    for (int first = 0; first < keys.count; first += kKeys) {
+  /// Every `step`-th key tile from key `begin` on, for a team that is one simdgroup; k holds the
+  /// first of them. The first n_all_visible keys of the span are seen by every row. Loads are
+  /// issued a tile before what needs them, except V's in prefill, whose registers are full.
+  void attend(thread const TeamKeys<T>& keys, int n_all_visible, int begin, int step,
+              thread KeyTile& k) {
+    for (int first = begin; first < keys.count; first += step * kKeys) {
       float2 scores[kRowTiles][kKeyTiles];
       float2 weights[kRowTiles][kKeyTiles];
       KeyTile v;
-      const int next = first + kKeys;
+      const int next = first + step * kKeys;
       if (!kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
       multiply_scores(k, scores);
       if (!kPrefill && next < keys.count) load(keys.k, keys.k_row, next, keys.count, k);
@@ -406,6 +415,59 @@ struct AttentionTile {
       threadgroup float2* const used = turn;
       turn = other;
       other = used;
+    }
+  }
+
+  /// Leaves the state of all rows for the team that adds them up: [row tile][field][lane].
+  void put_state(threadgroup float2* target, int lane) const {
+    SDPA_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
+      threadgroup float2* fields = target + r * kStateFields * 32 + lane;
+      SDPA_UNROLL
+      for (int f = 0; f < kFragments; ++f) fields[f * 32] = o[r][f];
+      fields[kFragments * 32] = reference[r];
+      fields[(kFragments + 1) * 32] = sum[r];
+    }
+  }
+
+  /// Adds, in order, what kOthers teams left by put_state, `stride` apart.
+  template <int kOthers>
+  void add_states(threadgroup const float2* source, int stride, int lane) {
+    SDPA_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
+      threadgroup const float2* fields = source + r * kStateFields * 32 + lane;
+      float2 others[kOthers];
+      const float2 old = reference[r];
+      float2 next = old;
+      SDPA_UNROLL
+      for (int t = 0; t < kOthers; ++t) {
+        others[t] = fields[t * stride + kFragments * 32];
+        next = float2(metal::max(next.x, others[t].x), metal::max(next.y, others[t].y));
+      }
+      reference[r] = next;
+      rescale(r, float2(rescale_factor(old.x, next.x), rescale_factor(old.y, next.y)));
+      float row_factor[kOthers];
+      SDPA_UNROLL
+      for (int t = 0; t < kOthers; ++t) {
+        const float2 factor =
+            float2(rescale_factor(others[t].x, next.x), rescale_factor(others[t].y, next.y));
+        row_factor[t] = element_of_row(factor, at);
+        compensated_add(sum[r], sum_compensation[r],
+                        product(fields[t * stride + (kFragments + 1) * 32], factor));
+      }
+      SDPA_UNROLL
+      for (int f = 0; f < kFragments; ++f) {
+        SDPA_UNROLL
+        for (int t = 0; t < kOthers; ++t) {
+          const float2 part = fields[t * stride + f * 32];
+          const float2 added = float2(part.x * row_factor[t], part.y * row_factor[t]);
+          if (kCompensated) {
+            compensated_add(o[r][f], o_compensation[r][f], added);
+          } else {
+            o[r][f] = float2(o[r][f].x + added.x, o[r][f].y + added.y);
+          }
+        }
+      }
     }
   }
 

@@ -26,6 +26,7 @@
 #define SDPA_CONSTANT_ALIGNED 3    // sdpa_decode, sdpa_prefill: rows of q, k, v start on 16 bytes
 #define SDPA_CONSTANT_PADDED 4     // sdpa_decode, sdpa_prefill: head_dim is under the kernel's own
 #define SDPA_CONSTANT_PARTIAL 5    // sdpa_decode, sdpa_prefill: write span states, not the output
+#define SDPA_CONSTANT_SHARED 6  // sdpa_decode, sdpa_prefill: not all teams have rows of their own
 
 /// Element strides of a [B, H, rows, D] tensor; the last dimension is contiguous.
 struct SdpaStrides {
@@ -69,7 +70,7 @@ struct SdpaArgs {
   sdpa_u32 row_begin;    ///< first query row of this dispatch (long plans are cut at row tiles)
   sdpa_u32 row_end;      ///< one past the last query row of this dispatch
   sdpa_u32 span_begin;   ///< first span of this dispatch
-  sdpa_u32 group_split;  ///< a device's own choice of work distribution; never changes bits
+  sdpa_u32 group_split;  ///< how the device's kernel shares out rows; its plan sets it
   sdpa_u32 batch_begin;  ///< first sequence of this dispatch
   sdpa_u32 head_begin;   ///< first query head of this dispatch; a multiple of Hq / Hkv
 };

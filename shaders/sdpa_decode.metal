@@ -1,6 +1,6 @@
-// Decode: up to 8 packed rows (L * Hq / Hkv) of a KV head a team, keys cut into spans over teams,
-// so that a long cache is read by the whole GPU and each of its bytes once. attention.h has
-// the kernel, README.md the grid.
+// Decode: up to 8 packed rows (L * Hq / Hkv) of a KV head, keys cut into spans over threadgroups,
+// whose simdgroups share a span's tiles: a long cache is read by the whole GPU and each of its
+// bytes once. attention.h has the kernel, README.md the grid.
 #include <metal_stdlib>
 
 #include "attention.h"

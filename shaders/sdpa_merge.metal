@@ -1,7 +1,8 @@
 // Combines the states of a row's spans into the output and, where asked, the log-sum-exp:
 //   out = sum_s exp2(m_s - m) o_s / sum_s exp2(m_s - m) l_s,  m = max_s m_s
-// A threadgroup has a row. Each of its simdgroups adds up a run of neighbouring spans in order;
-// the runs are then added in order.
+// A threadgroup has SDPA_MERGE_COLUMNS columns of a row. Each of its first simdgroups adds up a run
+// of neighbouring spans in order (sdpa_spans.h says how many there are); the runs are then added in
+// order.
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
@@ -12,13 +13,14 @@
 
 namespace metal_sdpa {
 
-constant constexpr int kRuns = 8;
 constant constexpr int kLanes = 32;
-constant constexpr int kBatchSpans = 8;
-constant constexpr int kBatchColumns = 4;
-static_assert(SDPA_MAX_SPANS <= kRuns * kLanes, "a lane holds the factor of one span of a run");
+constant constexpr int kBatchSpans = SDPA_MERGE_BATCH;
+constant constexpr int kBatchColumns = SDPA_MERGE_COLUMNS / kLanes;
+static_assert(SDPA_MAX_SPANS <= SDPA_MERGE_RUNS * kLanes,
+              "a lane holds the factor of one span of a run");
 
-/// States of one row: numerators [n_spans, Dv], maximum and sum [n_spans, 2].
+/// States of one row: numerators [n_spans, Dv], from this threadgroup's first column on, maximum
+/// and sum [n_spans, 2].
 struct RowPartials {
   device const float* numerators;
   device const float2* max_sum;
@@ -47,17 +49,17 @@ inline float sum_of_lanes(float value) {
   return value;
 }
 
-/// Numerators of some spans and columns: a lane has columns lane, lane + 32 and so on. All loads
-/// are under way at a time: what merging waits for is memory.
+/// Numerators of some spans: a lane has columns lane, lane + 32 and so on. All loads are under way
+/// at a time: what merging waits for is memory.
 struct Batch {
   float numerators[kBatchSpans][kBatchColumns];
 
   /// Past the run's last span it is the last one again; 0 where no lane has a column.
-  void load(thread const Run& run, int first_span, int first_column, int lane, int value_dim) {
+  void load(thread const Run& run, int first_span, int lane, int n_columns, int value_dim) {
     SDPA_UNROLL
     for (int c = 0; c < kBatchColumns; ++c) {
-      const bool exists = first_column + c * kLanes < value_dim;
-      const int column = metal::min(first_column + c * kLanes + lane, value_dim - 1);
+      const bool exists = c * kLanes < n_columns;
+      const int column = metal::min(c * kLanes + lane, n_columns - 1);
       SDPA_UNROLL
       for (int s = 0; s < kBatchSpans; ++s) {
         const int span = metal::min(first_span + s, run.count - 1);
@@ -88,9 +90,9 @@ struct Batch {
 /// What a simdgroup leaves for the others: its run's numerators at the row's reference, behind them
 /// the sum of weights. Returns the row's largest maximum.
 inline float merge_run(thread const RowPartials& row, thread const Run& run, int lane,
-                       int value_dim, threadgroup float* sums) {
+                       int n_columns, int value_dim, threadgroup float* sums) {
   Batch batch;
-  if (run.count > 0) batch.load(run, 0, 0, lane, value_dim);
+  if (run.count > 0) batch.load(run, 0, lane, n_columns, value_dim);
   const float maximum = largest_maximum(row, lane);
   float factor = 0.0f;
   float weights = 0.0f;
@@ -100,36 +102,39 @@ inline float merge_run(thread const RowPartials& row, thread const Run& run, int
     weights = state.y * factor;
   }
   weights = sum_of_lanes(weights);
-  if (lane == 0) sums[value_dim] = weights;
-  for (int column = 0; column < value_dim; column += kBatchColumns * kLanes) {
-    float sum[kBatchColumns];
-    float compensation[kBatchColumns];
-    SDPA_UNROLL
-    for (int c = 0; c < kBatchColumns; ++c) sum[c] = compensation[c] = 0.0f;
-    for (int first = 0; first < run.count; first += kBatchSpans) {
-      if (column + first > 0) batch.load(run, first, column, lane, value_dim);
-      batch.add(first, run.count, factor, sum, compensation);
-    }
-    SDPA_UNROLL
-    for (int c = 0; c < kBatchColumns; ++c) {
-      const int d = column + c * kLanes + lane;
-      if (d < value_dim) sums[d] = sum[c];
-    }
+  if (lane == 0) sums[n_columns] = weights;
+  float sum[kBatchColumns];
+  float compensation[kBatchColumns];
+  SDPA_UNROLL
+  for (int c = 0; c < kBatchColumns; ++c) sum[c] = compensation[c] = 0.0f;
+  for (int first = 0; first < run.count; first += kBatchSpans) {
+    if (first > 0) batch.load(run, first, lane, n_columns, value_dim);
+    batch.add(first, run.count, factor, sum, compensation);
+  }
+  SDPA_UNROLL
+  for (int c = 0; c < kBatchColumns; ++c) {
+    if (c * kLanes + lane < n_columns) sums[c * kLanes + lane] = sum[c];
   }
   return maximum;
 }
 
-/// Sum of one element over the runs, `stride` apart in threadgroup memory.
-inline float add_runs(threadgroup const float* first, int stride) {
+/// Sum of one element over the runs, `stride` apart in threadgroup memory. All are read at a time;
+/// one that has no span is not there.
+inline float add_runs(threadgroup const float* first, int n_spans, int run_spans, int stride) {
   float sum = 0.0f;
   float compensation = 0.0f;
-  for (int run = 0; run < kRuns; ++run) compensated_add(sum, compensation, first[run * stride]);
+  SDPA_UNROLL
+  for (int run = 0; run < SDPA_MERGE_RUNS; ++run) {
+    const bool exists = run * run_spans < n_spans;
+    compensated_add(sum, compensation, exists ? first[run * stride] : 0.0f);
+  }
   return sum;
 }
 
 }  // namespace metal_sdpa
 
-/// Threadgroups (B, Hq, rows) of 256 threads; threadgroup memory 0 of 32 * (Dv + 1) bytes.
+/// Threadgroups (B, Hq, rows * ceil(Dv / SDPA_MERGE_COLUMNS)) of at least as many simdgroups as any
+/// row has runs; threadgroup memory 0 of SDPA_MERGE_BYTES.
 template <typename T>
 [[kernel]] void sdpa_merge_spans(device T* out [[buffer(SDPA_BUFFER_OUT)]],
                                  constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
@@ -141,6 +146,7 @@ template <typename T>
                                  device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
                                  threadgroup float* runs [[threadgroup(0)]],
                                  uint3 group [[threadgroup_position_in_grid]],
+                                 uint3 threads [[threads_per_threadgroup]],
                                  uint thread_index [[thread_index_in_threadgroup]],
                                  uint simdgroup [[simdgroup_index_in_threadgroup]],
                                  uint simd_lane [[thread_index_in_simdgroup]]) {
@@ -148,40 +154,50 @@ template <typename T>
   const SdpaArgs args = constant_args;
   const long b = long(args.batch_begin) + long(group.x);
   const long h = long(args.head_begin) + long(group.y);
-  const long i = long(args.row_begin) + long(group.z);
+  const int value_dim = int(args.value_dim);
+  int row_index = int(group.z);
+  int first_column = 0;
+  if (value_dim > SDPA_MERGE_COLUMNS) {
+    const uint blocks = uint(value_dim + SDPA_MERGE_COLUMNS - 1) / SDPA_MERGE_COLUMNS;
+    row_index = int(group.z / blocks);
+    first_column = int(group.z % blocks) * SDPA_MERGE_COLUMNS;
+  }
+  const int n_columns = metal::min(value_dim - first_column, SDPA_MERGE_COLUMNS);
+  const long i = long(args.row_begin) + long(row_index);
   SdpaSequence sequence;
   sequence.q_start = args.q_start;
   sequence.kv_len = args.kv_len;
   if (per_sequence) sequence = sequences[b];
 
-  const int value_dim = int(args.value_dim);
   const int lane = int(simd_lane);
   const long index = packed_row(args, b, h, i);
-  const long span_keys = sdpa_span_keys(args.span_len, sequence.kv_len);
+  const long span_keys = span_keys_of(args, sequence);
   RowPartials row;
   row.n_spans = int(sdpa_span_count(visible_keys(args, sequence, i), span_keys));
-  row.numerators = partial_o + index * long(args.n_spans) * value_dim;
+  row.numerators = partial_o + index * long(args.n_spans) * value_dim + first_column;
   row.max_sum = partial_ms + index * long(args.n_spans);
 
-  const int run_spans = (row.n_spans + kRuns - 1) / kRuns;
+  const int run_spans = sdpa_merge_run_spans(row.n_spans);
   const int begin = int(simdgroup) * run_spans;
   Run run;
   run.count = metal::min(run_spans, metal::max(row.n_spans - begin, 0));
   run.numerators = row.numerators + long(begin) * value_dim;
   run.max_sum = row.max_sum + begin;
-  const int stride = value_dim + 1;
+  const int stride = n_columns + 1;
   threadgroup float* own = runs + int(simdgroup) * stride;
-  const float maximum = merge_run(row, run, lane, value_dim, own);
+  const float maximum = merge_run(row, run, lane, n_columns, value_dim, own);
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
-  const float sum = add_runs(runs + value_dim, stride);
+  const float sum = add_runs(runs + n_columns, row.n_spans, run_spans, stride);
   const float inverse = inverse_of_sum(sum);
-  device T* out_row =
-      out + head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
-  for (int d = int(thread_index); d < value_dim; d += kRuns * kLanes) {
-    out_row[d] = T(add_runs(runs + d, stride) * inverse);
+  device T* out_row = out + head_start(args.out_offset, args.out_stride, b, h) +
+                      i * args.out_stride.row + first_column;
+  for (int column = int(thread_index); column < n_columns; column += int(threads.x)) {
+    out_row[column] = T(add_runs(runs + column, row.n_spans, run_spans, stride) * inverse);
   }
-  if (write_lse && thread_index == 0) lse[index] = log_sum_exp(maximum, sum);
+  if (write_lse && thread_index == 0 && first_column == 0) {
+    lse[index] = log_sum_exp(maximum, sum);
+  }
 }
 
 #define SDPA_INSTANTIATE(name, type) \

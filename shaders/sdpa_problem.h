@@ -6,6 +6,7 @@
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
+#include "sdpa_spans.h"
 
 constant bool lse_constant [[function_constant(SDPA_CONSTANT_LSE)]];
 constant bool sequences_constant [[function_constant(SDPA_CONSTANT_SEQUENCES)]];
@@ -30,6 +31,11 @@ inline long visible_keys(thread const SdpaArgs& args, SdpaSequence sequence, lon
   if (args.causal == 0) return sequence.kv_len;
   const long below = sequence.q_start + i + 1;
   return metal::min(metal::max(below, 0l), long(sequence.kv_len));
+}
+
+/// Keys of one span of a sequence.
+inline long span_keys_of(thread const SdpaArgs& args, SdpaSequence sequence) {
+  return sdpa_span_keys(args.span_len, sequence.kv_len, args.n_heads > args.n_kv_heads);
 }
 
 }  // namespace metal_sdpa

@@ -8,15 +8,17 @@
 /// slow and its scratch large.
 #define SDPA_MAX_SPANS 128
 
-/// Keys of one span of a sequence of kv_len keys. It reads nothing but these two, so that a
-/// sequence has the same spans in every batch. A short cache is cut into spans of `span_len` keys
-/// (SdpaArgs, at least 1) to keep the GPU busy; a longer one into spans of 256 (512 where span_len
-/// is 256), since each span costs its states; and one past that into SDPA_MAX_SPANS.
-inline sdpa_i64 sdpa_span_keys(sdpa_i64 span_len, sdpa_i64 kv_len) {
-  const sdpa_i64 enough_spans = span_len < 128 ? 64 : 32;
-  const sdpa_i64 longest = span_len < 128 ? 4 * span_len : 2 * span_len;
+/// Keys of one span of a sequence of kv_len keys. It reads nothing of the batch, so that a sequence
+/// has the same spans in every one. span_len (SdpaArgs, at least 1) is for up to 8k keys; from
+/// there on spans grow as the root of the cache, since their length is what a threadgroup goes
+/// through and their number what is to be merged. Without grouped queries (Hq = Hkv) there are KV
+/// heads enough to keep a GPU busy: 8 spans, until they are 8 times as long.
+inline sdpa_i64 sdpa_span_keys(sdpa_i64 span_len, sdpa_i64 kv_len, bool grouped) {
   sdpa_i64 keys = span_len;
-  while (kv_len > keys * enough_spans && keys < longest) keys *= 2;
+  while (!grouped && kv_len > 8 * keys && keys < 8 * span_len) keys *= 2;
+  for (sdpa_i64 limit = grouped ? 8192 : 65536; kv_len >= limit && kv_len > keys; limit *= 4) {
+    keys *= 2;
+  }
   while (kv_len > keys * SDPA_MAX_SPANS) keys *= 2;
   return keys;
 }
@@ -29,16 +31,31 @@ inline sdpa_i64 sdpa_span_count(sdpa_i64 n_keys, sdpa_i64 span_keys) {
   return last / span_keys;
 }
 
-/// span_len of sdpa_decode, as measured. A threadgroup of slices (sdpa_tiles.h) takes one span
-/// where others take 4.
-inline sdpa_u32 sdpa_decode_span(int element_bytes, int head_dim) {
-  const int slice_dim = element_bytes == 4 ? 96 : 128;
-  return head_dim > slice_dim ? 256 : head_dim > 64 ? 64 : 128;
+/// span_len of sdpa_decode, and of sdpa_prefill where L <= 64, as measured. A threadgroup of slices
+/// (sdpa_tiles.h) has few simdgroups where elements are wide, so more of them are to be busy.
+inline sdpa_u32 sdpa_span_len(bool prefill, int element_bytes, int head_dim) {
+  return prefill || (element_bytes == 4 && head_dim > 96) ? 128 : 256;
 }
 
-/// span_len of sdpa_prefill where L <= 64.
-inline sdpa_u32 sdpa_prefill_span(int element_bytes, int head_dim) {
-  return element_bytes * head_dim <= 256 ? 128 : 64;
+/// sdpa_merge adds up the spans of a row in runs, one a simdgroup: at most SDPA_MERGE_RUNS, of at
+/// least SDPA_MERGE_BATCH spans, which a simdgroup loads at a time.
+#define SDPA_MERGE_RUNS 8
+#define SDPA_MERGE_BATCH 4
+
+/// Columns of a row that one threadgroup of sdpa_merge adds up, and its threadgroup memory.
+#define SDPA_MERGE_COLUMNS 128
+#define SDPA_MERGE_BYTES (4 * SDPA_MERGE_RUNS * (SDPA_MERGE_COLUMNS + 1))
+
+/// Spans of one run of a row that has n_spans.
+inline int sdpa_merge_run_spans(int n_spans) {
+  const int spans = (n_spans + SDPA_MERGE_RUNS - 1) / SDPA_MERGE_RUNS;
+  return spans < SDPA_MERGE_BATCH ? SDPA_MERGE_BATCH : spans;
+}
+
+/// Simdgroups that are enough for every row of up to n_spans spans.
+inline int sdpa_merge_simdgroups(int n_spans) {
+  const int runs = (n_spans + SDPA_MERGE_BATCH - 1) / SDPA_MERGE_BATCH;
+  return runs < SDPA_MERGE_RUNS ? runs : SDPA_MERGE_RUNS;
 }
 
 #endif  // METAL_SDPA_SDPA_SPANS_H

@@ -38,9 +38,8 @@ constexpr int sdpa_tile_slices(bool prefill, int element_bytes, int dim) {
                             : 6;
 }
 
-/// Teams of a threadgroup. SdpaArgs::group_split of them, a divisor, take row tiles one after the
-/// other; the rest of the factor takes spans. Teams with slices meet at barriers, so decode has
-/// one.
+/// Teams of a threadgroup. Decode with slices has one, since they would wait for each other at
+/// every tile's barrier.
 constexpr int sdpa_tile_teams(bool prefill, int element_bytes, int dim) {
   return sdpa_tile_slices(prefill, element_bytes, dim) == 1              ? 4
          : sdpa_tile_slices(prefill, element_bytes, dim) == 2 && prefill ? 2
@@ -60,6 +59,18 @@ constexpr int sdpa_tile_rows(bool prefill, int element_bytes, int dim) {
                                                                   : 16;
 }
 
+/// Teams with rows of their own (SdpaArgs::group_split), a divisor of all teams; the others share
+/// their rows and take every so many-th tile of their keys. n_rows: packed rows of a KV head in the
+/// whole problem, L * Hq / Hkv, and not those of a dispatch, since this decides in which order a
+/// row's keys are added. Teams with slices all have rows of their own.
+constexpr int sdpa_tile_row_teams(bool prefill, int element_bytes, int dim, sdpa_i64 n_rows) {
+  return sdpa_tile_slices(prefill, element_bytes, dim) > 1 ||
+                 n_rows > 2 * sdpa_tile_rows(prefill, element_bytes, dim)
+             ? sdpa_tile_teams(prefill, element_bytes, dim)
+         : n_rows > sdpa_tile_rows(prefill, element_bytes, dim) ? 2
+                                                                : 1;
+}
+
 /// Keys of one softmax update: a simdgroup's tile of K is at most 4 KB, 32 registers a lane; half
 /// of it for the slices of f32, which keep rounding errors too.
 constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
@@ -68,11 +79,18 @@ constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
                                                                                       : 16;
 }
 
-/// Bytes of threadgroup memory 0; 0 where a team is one simdgroup, and then none is bound. Each
-/// simdgroup leaves its part of the scores there, in two buffers by turns.
-constexpr int sdpa_tile_threadgroup_bytes(bool prefill, int element_bytes, int dim) {
+/// Bytes that a simdgroup leaves in threadgroup memory for the one that adds up its team's rows:
+/// of each row tile the numerators of its slice, reference and sum, as they stand in the lanes.
+constexpr int sdpa_tile_state_bytes(bool prefill, int element_bytes, int dim) {
+  return sdpa_tile_rows(prefill, element_bytes, dim) / 8 * (dim / 8 + 2) * 256;
+}
+
+/// Bytes of threadgroup memory 0; where it is 0, none is bound. Slices leave their parts of the
+/// scores there, in two buffers by turns; teams that share rows all their states but one.
+constexpr int sdpa_tile_threadgroup_bytes(bool prefill, int element_bytes, int dim, int row_teams) {
   return sdpa_tile_slices(prefill, element_bytes, dim) == 1
-             ? 0
+             ? (sdpa_tile_teams(prefill, element_bytes, dim) - row_teams) *
+                   sdpa_tile_state_bytes(prefill, element_bytes, dim)
              : 2 * sdpa_tile_simdgroups(prefill, element_bytes, dim) *
                    sdpa_tile_rows(prefill, element_bytes, dim) *
                    sdpa_tile_keys(prefill, element_bytes, dim) * 4;

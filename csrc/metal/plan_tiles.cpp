@@ -15,7 +15,6 @@ namespace metal_sdpa {
 namespace {
 
 constexpr DTypeNames kMergeKernels{"sdpa_merge", "sdpa_merge_f16", "sdpa_merge_bf16"};
-constexpr std::uint32_t kMergeThreads = 256;
 /// Head dims that the tile kernels are made for, in order.
 constexpr int kHeadDims[] = {32, 64, 96, 128, 192, 256, 384, 512, 576};
 /// Beyond so many queries a row tile finds enough keys in one span to keep the GPU busy.
@@ -33,19 +32,22 @@ struct TileShape {
   int element_bytes;
   int dim;  ///< the kernel's head dim, at least the problem's
   int teams;
-  int rows;  ///< packed rows of one team
+  int row_teams;  ///< those with rows of their own
+  int rows;       ///< packed rows of one team
 
   TileShape(const SdpaProblem& problem, bool is_prefill)
       : prefill(is_prefill),
         element_bytes(static_cast<int>(dtype_size(problem.dtype))),
         dim(sdpa_tile_head_dim(static_cast<int>(problem.head_dim))),
         teams(sdpa_tile_teams(prefill, element_bytes, dim)),
+        row_teams(sdpa_tile_row_teams(prefill, element_bytes, dim,
+                                      problem.seq_len * problem.n_heads / problem.n_kv_heads)),
         rows(sdpa_tile_rows(prefill, element_bytes, dim)) {}
 
   int threads() const { return 32 * sdpa_tile_simdgroups(prefill, element_bytes, dim); }
   /// A kernel that declares threadgroup memory is to be given some, needed or not.
   std::uint32_t threadgroup_bytes() const {
-    const int needed = sdpa_tile_threadgroup_bytes(prefill, element_bytes, dim);
+    const int needed = sdpa_tile_threadgroup_bytes(prefill, element_bytes, dim, row_teams);
     return static_cast<std::uint32_t>(std::max(needed, 16));
   }
 };
@@ -68,12 +70,13 @@ Spans spans_of(const SdpaProblem& problem, const TileShape& shape) {
     spans.span_len = static_cast<std::uint32_t>(std::max<std::int64_t>(longest, 1));
     return spans;
   }
-  const int head_dim = static_cast<int>(problem.head_dim);
-  spans.span_len = shape.prefill ? sdpa_prefill_span(shape.element_bytes, head_dim)
-                                 : sdpa_decode_span(shape.element_bytes, head_dim);
+  spans.span_len =
+      sdpa_span_len(shape.prefill, shape.element_bytes, static_cast<int>(problem.head_dim));
+  const bool grouped = problem.n_heads > problem.n_kv_heads;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const std::int64_t kv_len = problem.sequence_kv_len(b);
-    const std::int64_t count = sdpa_span_count(kv_len, sdpa_span_keys(spans.span_len, kv_len));
+    const std::int64_t count =
+        sdpa_span_count(kv_len, sdpa_span_keys(spans.span_len, kv_len, grouped));
     spans.n_spans = std::max(spans.n_spans, static_cast<std::uint32_t>(count));
     if (!problem.per_sequence()) break;  // all sequences are as long
   }
@@ -99,15 +102,6 @@ const char* tile_kernel(const SdpaProblem& problem, const TileShape& shape) {
   return (*names)[(family * 3 + dtype) * std::size(kHeadDims) + dim].c_str();
 }
 
-/// Teams that take row tiles: the smallest divisor of all teams that holds the rows, else all.
-std::uint32_t row_teams(const TileShape& shape, std::int64_t packed_rows) {
-  for (int teams = 1; teams < shape.teams; ++teams) {
-    const bool divides = shape.teams % teams == 0;
-    if (divides && teams * shape.rows >= packed_rows) return static_cast<std::uint32_t>(teams);
-  }
-  return static_cast<std::uint32_t>(shape.teams);
-}
-
 /// Whether rows of a tensor start on 16 bytes where the tensor does.
 bool rows_aligned(const TensorLayout& layout, const SdpaProblem& problem, std::int64_t heads,
                   std::int64_t rows) {
@@ -131,19 +125,18 @@ PlanStep tile_step(const SdpaProblem& problem, const TileShape& shape, const Spa
   SdpaArgs args = sdpa_args(problem, spans.span_len);
   put_work(box, args);
   args.n_spans = spans.n_spans;
-  args.group_split = row_teams(shape, packed_rows);
-  const std::uint32_t span_teams = static_cast<std::uint32_t>(shape.teams) / args.group_split;
-  const std::uint32_t row_blocks = ceil_div(packed_rows, shape.rows * args.group_split);
-  const std::uint32_t span_blocks = ceil_div(spans.n_spans, span_teams);
+  args.group_split = static_cast<std::uint32_t>(shape.row_teams);
+  const std::uint32_t row_blocks = ceil_div(packed_rows, shape.rows * shape.row_teams);
 
   PlanStep step;
   step.kernel = tile_kernel(problem, shape);
   step.threadgroups = {static_cast<std::uint32_t>(box.batch_end - box.batch_begin),
                        static_cast<std::uint32_t>((box.head_end - box.head_begin) / group),
-                       row_blocks * span_blocks};
+                       row_blocks * spans.n_spans};
   step.threadgroup_size = {static_cast<std::uint32_t>(shape.threads()), 1, 1};
   step.threadgroup_memory.push_back({0, shape.threadgroup_bytes()});
   if (problem.head_dim < shape.dim) step.constants.push_back({SDPA_CONSTANT_PADDED, true});
+  if (shape.row_teams < shape.teams) step.constants.push_back({SDPA_CONSTANT_SHARED, true});
   if (rows_aligned(problem)) step.aligned_constant = SDPA_CONSTANT_ALIGNED;
   step.flops = work_flops(problem, box);
   bind_sdpa_operands(problem, step);
@@ -170,11 +163,13 @@ PlanStep merge_step(const SdpaProblem& problem, const Spans& spans, const WorkBo
   step.kernel = kMergeKernels.of(problem.dtype);
   step.threadgroups = {static_cast<std::uint32_t>(box.batch_end - box.batch_begin),
                        static_cast<std::uint32_t>(box.head_end - box.head_begin),
-                       static_cast<std::uint32_t>(box.row_end - box.row_begin)};
-  step.threadgroup_size = {kMergeThreads, 1, 1};
-  step.threadgroup_memory.push_back({0, static_cast<std::uint32_t>(32 * (problem.value_dim + 1))});
-  step.flops = 2.0 * static_cast<double>(step.threadgroups.count()) * spans.n_spans *
-               static_cast<double>(problem.value_dim);
+                       static_cast<std::uint32_t>(box.row_end - box.row_begin) *
+                           ceil_div(problem.value_dim, SDPA_MERGE_COLUMNS)};
+  const int simdgroups = sdpa_merge_simdgroups(static_cast<int>(spans.n_spans));
+  step.threadgroup_size = {32 * static_cast<std::uint32_t>(simdgroups), 1, 1};
+  step.threadgroup_memory.push_back({0, SDPA_MERGE_BYTES});
+  step.flops =
+      2.0 * static_cast<double>(step.threadgroups.count()) * spans.n_spans * SDPA_MERGE_COLUMNS;
   bind_sdpa_outputs(problem, step);
   bind_partials(step);
   bind_sdpa_args(problem, args, step);

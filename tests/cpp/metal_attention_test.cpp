@@ -12,6 +12,7 @@
 #include "oracle.h"
 #include "problems.h"
 #include "shaders/sdpa_args.h"
+#include "shaders/sdpa_spans.h"
 
 namespace metal_sdpa::test {
 namespace {
@@ -105,6 +106,75 @@ void check_every_kernel(const Device& device, SdpaProblem problem, const SdpaOpe
          problem.kv_len);
     CHECK(worst_error(problem, x, reference) <= 1.0);
   }
+}
+
+/// Merges random states and returns how many numbers are wrong. Row i of 24 sees the keys up to
+/// some 22 before the last and i more, so that the last rows see all n_spans spans.
+int wrong_merges(std::uint32_t n_spans, std::uint32_t width) {
+  const Device device("metal");
+  const KernelRegistry registry(device);
+  constexpr std::uint32_t kRows = 24, kSpanLen = 3;
+  const std::uint32_t kv_len = n_spans * kSpanLen - 2;
+  SdpaArgs args{};
+  args.n_heads = 2;  // grouped: short spans; only head 0 is merged
+  args.n_kv_heads = args.batch = 1;
+  args.seq_len = args.row_end = kRows;
+  args.value_dim = width;
+  args.out_stride.row = width;
+  args.span_len = kSpanLen;
+  args.n_spans = n_spans;
+  args.causal = 1;
+  args.kv_len = kv_len;
+  args.q_start = kv_len - 23;
+  std::mt19937 rng(23);
+  const Buffer partial_o = device.empty({kRows, n_spans, width}, DType::f32);
+  const Buffer partial_ms = device.empty({kRows, n_spans, 2}, DType::f32);
+  const Buffer out = device.empty({kRows, width}, DType::f32);
+  const Buffer lse = device.empty({kRows}, DType::f32);
+  fill_normal(partial_o, rng, 1);
+  fill_normal(partial_ms, rng, 3);
+  float* const ms = partial_ms.host<float>();
+  for (std::uint32_t i = 0; i < kRows * n_spans; ++i) ms[2 * i + 1] = 1 + std::fabs(ms[2 * i + 1]);
+  const auto spans_of = [&](std::uint32_t row) {
+    return (std::min(kv_len - 22 + row, kv_len) + kSpanLen - 1) / kSpanLen;
+  };
+  for (std::uint32_t row = 0; row < kRows; ++row) {
+    for (std::uint32_t s = spans_of(row); s < n_spans; ++s) ms[(row * n_spans + s) * 2] = NAN;
+  }
+  DispatchOptions options;
+  options.threadgroup_memory = {{0, SDPA_MERGE_BYTES}};
+  const std::uint32_t column_blocks = (width + SDPA_MERGE_COLUMNS - 1) / SDPA_MERGE_COLUMNS;
+  const auto simdgroups =
+      static_cast<std::uint32_t>(sdpa_merge_simdgroups(static_cast<int>(n_spans)));
+  CommandEncoder encoder = device.command_encoder();
+  encoder.encode_threadgroups(registry.get_pipeline("sdpa_merge", {{SDPA_CONSTANT_LSE, true}}),
+                              {{SDPA_BUFFER_OUT, out},
+                               {SDPA_BUFFER_ARGS, inline_bytes(args)},
+                               {SDPA_BUFFER_LSE, lse},
+                               {SDPA_BUFFER_PARTIAL_O, partial_o},
+                               {SDPA_BUFFER_PARTIAL_MS, partial_ms}},
+                              {1, 1, kRows * column_blocks}, {32 * simdgroups, 1, 1}, options);
+  encoder.commit_and_wait();
+  // A few roundings of values of size 1 to 10; a NaN is no success.
+  const auto close = [](double a, double b) { return std::fabs(a - b) < 4e-6; };
+  int wrong = 0;
+  for (std::uint32_t row = 0; row < kRows; ++row) {
+    double sum = 0;
+    std::vector<double> numerators(width);
+    for (std::uint32_t s = 0; s < spans_of(row); ++s) {
+      const std::uint32_t at = row * n_spans + s;
+      const double weight = std::exp2(static_cast<double>(ms[2 * at]));
+      sum += weight * static_cast<double>(ms[2 * at + 1]);
+      for (std::uint32_t d = 0; d < width; ++d) {
+        numerators[d] += weight * static_cast<double>(partial_o.host<float>()[at * width + d]);
+      }
+    }
+    for (std::uint32_t d = 0; d < width; ++d) {
+      if (!close(out.host<float>()[row * width + d], numerators[d] / sum)) ++wrong;
+    }
+    if (!close(lse.host<float>()[row], std::log(sum))) ++wrong;
+  }
+  return wrong;
 }
 
 }  // namespace
@@ -267,63 +337,14 @@ TEST_CASE("metal attention: the packed form takes its 32 bytes in the documented
 }
 
 TEST_CASE("metal attention: states of spans merge; spans of unseen keys are not read") {
-  const Device device("metal");
-  const KernelRegistry registry(device);
-  constexpr std::uint32_t kRows = 24, kSpans = 11, kWidth = 37, kSpanLen = 3;
-  SdpaArgs args{};
-  args.n_heads = args.n_kv_heads = args.batch = 1;
-  args.seq_len = args.row_end = kRows;
-  args.value_dim = kWidth;
-  args.out_stride.row = kWidth;
-  args.span_len = kSpanLen;
-  args.n_spans = kSpans;
-  args.causal = 1;
-  args.kv_len = 31;
-  args.q_start = 8;  // row i sees keys 0 to 8 + i, the last all 31
-  std::mt19937 rng(23);
-  const Buffer partial_o = device.empty({kRows, kSpans, kWidth}, DType::f32);
-  const Buffer partial_ms = device.empty({kRows, kSpans, 2}, DType::f32);
-  const Buffer out = device.empty({kRows, kWidth}, DType::f32);
-  const Buffer lse = device.empty({kRows}, DType::f32);
-  fill_normal(partial_o, rng, 1);
-  fill_normal(partial_ms, rng, 3);
-  float* const ms = partial_ms.host<float>();
-  for (std::uint32_t i = 0; i < kRows * kSpans; ++i) ms[2 * i + 1] = 1 + std::fabs(ms[2 * i + 1]);
-  const auto spans_of = [](std::uint32_t row) { return (std::min(9 + row, 31u) + 2) / kSpanLen; };
-  for (std::uint32_t row = 0; row < kRows; ++row) {
-    for (std::uint32_t s = spans_of(row); s < kSpans; ++s) ms[(row * kSpans + s) * 2] = NAN;
-  }
-  DispatchOptions options;
-  options.threadgroup_memory = {{0, 32 * (kWidth + 1)}};
-  CommandEncoder encoder = device.command_encoder();
-  encoder.encode_threadgroups(registry.get_pipeline("sdpa_merge", {{SDPA_CONSTANT_LSE, true}}),
-                              {{SDPA_BUFFER_OUT, out},
-                               {SDPA_BUFFER_ARGS, inline_bytes(args)},
-                               {SDPA_BUFFER_LSE, lse},
-                               {SDPA_BUFFER_PARTIAL_O, partial_o},
-                               {SDPA_BUFFER_PARTIAL_MS, partial_ms}},
-                              {1, 1, kRows}, {256, 1, 1}, options);
-  encoder.commit_and_wait();
-  // A few roundings of values of size 1 to 10; a NaN is no success.
-  const auto close = [](double a, double b) { return std::fabs(a - b) < 4e-6; };
-  int wrong = 0;
-  for (std::uint32_t row = 0; row < kRows; ++row) {
-    double sum = 0;
-    std::vector<double> numerators(kWidth);
-    for (std::uint32_t s = 0; s < spans_of(row); ++s) {
-      const std::uint32_t at = row * kSpans + s;
-      const double weight = std::exp2(static_cast<double>(ms[2 * at]));
-      sum += weight * static_cast<double>(ms[2 * at + 1]);
-      for (std::uint32_t d = 0; d < kWidth; ++d) {
-        numerators[d] += weight * static_cast<double>(partial_o.host<float>()[at * kWidth + d]);
-      }
+  // Runs of one batch and of several, and one to three blocks of columns.
+  for (const std::uint32_t n_spans : {9u, 11u, 32u, 33u, 75u, 128u}) {
+    for (const std::uint32_t width : {1u, 37u, 128u, 129u, 300u}) {
+      CAPTURE(n_spans);
+      CAPTURE(width);
+      CHECK(wrong_merges(n_spans, width) == 0);
     }
-    for (std::uint32_t d = 0; d < kWidth; ++d) {
-      if (!close(out.host<float>()[row * kWidth + d], numerators[d] / sum)) ++wrong;
-    }
-    if (!close(lse.host<float>()[row], std::log(sum))) ++wrong;
   }
-  CHECK(wrong == 0);
 }
 
 TEST_CASE("metal attention: head dims over 576 are refused") {

@@ -227,7 +227,7 @@ TEST_CASE("metal plan: spans have scratch of their own, are all covered, and are
       problem.kernel = seq_len < 3 ? "sdpa_decode" : "sdpa_prefill";
       const Plan plan = plan_metal_sdpa(problem, {});
       const SdpaArgs args = args_of(plan.steps[0]);
-      const sdpa_i64 keys = sdpa_span_keys(args.span_len, kv_len);
+      const sdpa_i64 keys = sdpa_span_keys(args.span_len, kv_len, true);
       CHECK(args.n_spans >= 1);
       CHECK(static_cast<sdpa_i64>(args.n_spans) * keys >= kv_len);
       CHECK(args.n_spans <= SDPA_MAX_SPANS);
@@ -243,13 +243,56 @@ TEST_CASE("metal plan: spans have scratch of their own, are all covered, and are
         if (std::string(step.kernel) == "sdpa_merge") continue;
         const int teams = sdpa_tile_teams(problem.kernel == "sdpa_prefill", 4, 128);
         CHECK(teams % static_cast<int>(step_args.group_split) == 0);
-        const std::uint32_t span_teams = static_cast<std::uint32_t>(teams) / step_args.group_split;
         const std::uint32_t packed = (step_args.row_end - step_args.row_begin) * 4;
         const std::uint32_t row_blocks =
             (packed + 8 * step_args.group_split - 1) / (8 * step_args.group_split);
-        CHECK(step.threadgroups.z == row_blocks * ((args.n_spans + span_teams - 1) / span_teams));
+        CHECK(step.threadgroups.z == row_blocks * args.n_spans);
       }
     }
+  }
+}
+
+TEST_CASE("metal plan: the teams that share a row's keys follow the whole problem, not its cuts") {
+  MetalFacts facts;
+  for (const std::int64_t seq_len : {3, 5, 9, 30, 60, 500}) {
+    SdpaProblem problem = problem_of(2, 8, 2, seq_len, 4096, 64);
+    problem.dtype = DType::f16;
+    problem.kernel = "sdpa_prefill";
+    const std::int64_t rows = 4 * seq_len;
+    const std::uint32_t teams = rows <= 16 ? 1 : rows <= 32 ? 2 : 4;
+    for (const double seconds : {1.0, 1e-9}) {
+      facts.max_dispatch_seconds = seconds;
+      const Plan plan = plan_metal_sdpa(problem, facts);
+      CHECK((plan.steps.size() > 2) == (seconds < 1));
+      for (const PlanStep& step : plan.steps) {
+        if (std::string(step.kernel) == "sdpa_merge_f16") continue;
+        CHECK(args_of(step).group_split == teams);
+        bool shared = false;
+        for (const auto& constant : step.constants) {
+          shared = shared || constant.index == SDPA_CONSTANT_SHARED;
+        }
+        CHECK(shared == (teams < 4));
+      }
+    }
+  }
+}
+
+TEST_CASE("metal plan: spans grow as the root of the cache, sooner without grouped queries") {
+  for (const sdpa_i64 kv_len : {1, 255, 4096, 8191})
+    CHECK(sdpa_span_keys(256, kv_len, true) == 256);
+  for (const sdpa_i64 kv_len : {8192, 32767}) CHECK(sdpa_span_keys(256, kv_len, true) == 512);
+  for (const sdpa_i64 kv_len : {32768, 131071}) CHECK(sdpa_span_keys(256, kv_len, true) == 1024);
+  CHECK(sdpa_span_keys(256, 2048, false) == 256);
+  CHECK(sdpa_span_keys(256, 2049, false) == 512);
+  CHECK(sdpa_span_keys(256, 16384, false) == 2048);
+  CHECK(sdpa_span_keys(256, 65536, false) == 4096);
+  for (sdpa_i64 kv_len = 1; kv_len < (sdpa_i64{1} << 40); kv_len = 3 * kv_len + 1) {
+    for (const bool grouped : {false, true}) {
+      const sdpa_i64 keys = sdpa_span_keys(128, kv_len, grouped);
+      CHECK(kv_len <= keys * SDPA_MAX_SPANS);
+    }
+    CHECK(sdpa_span_keys(kv_len, kv_len, false) == kv_len);  // one span stays one
+    CHECK(sdpa_span_keys(kv_len, kv_len, true) == kv_len);
   }
 }
 

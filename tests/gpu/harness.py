@@ -18,8 +18,7 @@ import problem as problems
 from cuda_driver import Memory
 
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
-GENERAL, LSE, SEQUENCES, ALIGNED, PADDED, PARTIAL = range(6)
-MERGE_THREADS = 256
+GENERAL, LSE, SEQUENCES, ALIGNED, PADDED, PARTIAL, SHARED = range(7)
 TILE_Q = 32
 
 
@@ -32,7 +31,7 @@ def tile_facts() -> ctypes.CDLL:
     subprocess.run([*command, str(library)], check=True)
     facts = ctypes.CDLL(str(library))
     facts.span_keys.restype = ctypes.c_longlong
-    facts.span_keys.argtypes = [ctypes.c_longlong, ctypes.c_longlong]
+    facts.span_keys.argtypes = [ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int]
     return facts
 
 
@@ -119,7 +118,7 @@ def _span_len(case: problems.Case, kind: str, size: int) -> int:
     if kind == "prefill" and case.L > 64:
         return max(1, *case.lengths())
     facts = tile_facts()
-    return facts.decode_span(size, case.D) if kind == "decode" else facts.prefill_span(size, case.D)
+    return facts.span_len(int(kind == "prefill"), size, case.D)
 
 
 def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
@@ -130,34 +129,35 @@ def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
     prefill = int(kind == "prefill")
     size = problems.STORAGE[case.dtype].itemsize
     dim = facts.tile_head_dim(case.D)
-    teams = facts.tile_teams(prefill, size, dim)
     tile_rows = facts.tile_rows(prefill, size, dim)
     rows = case.L * case.group
-    divisors = [n for n in range(1, teams + 1) if teams % n == 0]
-    row_teams = next((n for n in divisors if n * tile_rows >= rows), teams)
+    row_teams = facts.tile_row_teams(prefill, size, dim, rows)
     span_len = _span_len(case, kind, size)
-    spans = max(1, *(-(-n // facts.span_keys(span_len, n)) for n in case.lengths()))
+    keys = [facts.span_keys(span_len, n, int(case.group > 1)) for n in case.lengths()]
+    spans = max(1, *(-(-n // of) for n, of in zip(case.lengths(), keys, strict=True)))
     partial = spans > 1
     constants = (
         [LSE] * (lse and not partial) + [SEQUENCES] * case.per_sequence + [ALIGNED] * aligned
     )
     constants += [PADDED] * (dim > case.D) + [PARTIAL] * partial
+    constants += [SHARED] * (row_teams < facts.tile_teams(prefill, size, dim))
     threads = 32 * facts.tile_simdgroups(prefill, size, dim)
     key = KernelKey(
         f"sdpa_{kind}.metal", f"sdpa_{kind}_{case.dtype}_d{dim}", tuple(constants), threads
     )
     row_blocks = -(-rows // (tile_rows * row_teams))
-    span_blocks = -(-spans // (teams // row_teams))
-    grid = (case.B, case.Hkv, row_blocks * span_blocks)
-    steps = [Step(key, grid, facts.tile_memory(prefill, size, dim))]
+    grid = (case.B, case.Hkv, row_blocks * spans)
+    steps = [Step(key, grid, facts.tile_memory(prefill, size, dim, row_teams))]
     if partial:
         suffix = {"f32": "", "f16": "_f16", "bf16": "_bf16"}[case.dtype]
         merge = tuple([LSE] * lse + [SEQUENCES] * case.per_sequence)
-        merge_key = KernelKey("sdpa_merge.metal", f"sdpa_merge{suffix}", merge, MERGE_THREADS)
-        steps.append(Step(merge_key, (case.B, case.Hq, case.L), 32 * (case.value_dim + 1)))
-    return Plan(
-        steps, {"span_len": span_len, "n_spans": spans, "group_split": row_teams}, spans, True
-    )
+        simdgroups = facts.merge_simdgroups(spans)
+        merge_key = KernelKey("sdpa_merge.metal", f"sdpa_merge{suffix}", merge, 32 * simdgroups)
+        blocks = -(-case.value_dim // facts.merge_columns())
+        grid = (case.B, case.Hq, case.L * blocks)
+        steps.append(Step(merge_key, grid, facts.merge_bytes()))
+    args = {"span_len": span_len, "n_spans": spans, "group_split": row_teams}
+    return Plan(steps, args, spans, True)
 
 
 def pack_args(

@@ -160,6 +160,7 @@ inline metal::vec<uint, 3> group_position() { return {blockIdx.x, blockIdx.y, bl
 inline uint lane() { return metal_lane(threadIdx.x & 31u); }
 inline uint simdgroup() { return threadIdx.x >> 5; }
 inline uint thread_index() { return (threadIdx.x & ~31u) | lane(); }
+inline metal::vec<uint, 3> group_threads() { return {blockDim.x, blockDim.y, blockDim.z}; }
 inline metal::vec<uint, 3> thread_position() { return {thread_index(), 0u, 0u}; }
 
 template <class T>

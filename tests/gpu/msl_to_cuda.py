@@ -19,6 +19,7 @@ BUILT_INS = {
     "threadgroup_position_in_grid": "msl::group_position()",
     "thread_position_in_threadgroup": "msl::thread_position()",
     "thread_index_in_threadgroup": "msl::thread_index()",
+    "threads_per_threadgroup": "msl::group_threads()",
     "thread_index_in_simdgroup": "msl::lane()",
     "simdgroup_index_in_threadgroup": "msl::simdgroup()",
 }

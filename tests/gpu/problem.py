@@ -317,12 +317,15 @@ def checker_cases() -> list[Case]:
     for dtype in ("f32", "f16"):
         cases += [
             Case(dtype=dtype, kernel="decode", S=75, D=128, L=2, layout="odd", span_len=32),
+            Case(dtype=dtype, kernel="decode", S=375, D=64, L=2, span_len=256),
             Case(dtype=dtype, kernel="decode", S=75, D=256, L=2, span_len=32),
             Case(dtype=dtype, kernel="decode", S=75, D=576, L=2, span_len=32),
             Case(dtype=dtype, kernel="prefill", S=75, D=72, L=37, layout="bshd"),
             Case(
                 dtype=dtype, kernel="prefill", S=75, D=256, L=19, B=2, kv_lens=(3, 75), span_len=64
             ),
+            Case(dtype=dtype, kernel="prefill", S=275, D=64, L=5, span_len=128),
+            Case(dtype=dtype, kernel="prefill", S=75, D=64, L=9),
             Case(dtype=dtype, kernel="prefill", S=75, D=512, L=19),
             Case(dtype=dtype, kernel="straight", S=45, D=35, Dv=19, L=33, layout="odd"),
         ]

@@ -291,9 +291,11 @@ MEMORY_PROGRAM = """
 #include "{shaders}/sdpa_tiles.h"
 template <bool prefill, int bytes, int dim>
 struct Check {{
-  static_assert(sdpa_tile_threadgroup_bytes(prefill, bytes, dim) <= {limit},
-                "threadgroup memory over the limit");
-  static_assert(sdpa_tile_threadgroup_bytes(prefill, bytes, dim) % 16 == 0, "not a multiple of 16");
+  // The fewest row teams leave the most states there.
+  static constexpr int bytes_used = sdpa_tile_threadgroup_bytes(
+      prefill, bytes, dim, sdpa_tile_row_teams(prefill, bytes, dim, 1));
+  static_assert(bytes_used <= {limit}, "threadgroup memory over the limit");
+  static_assert(bytes_used % 16 == 0, "not a multiple of 16");
   static_assert(sdpa_tile_simdgroups(prefill, bytes, dim) * 32 <= 1024, "too many threads");
 }};
 template <int dim>
