@@ -18,6 +18,10 @@ constexpr std::uint64_t kEpochOne = std::uint64_t{1} << 32;
 // sleeping one costs a wake-up of some 50 us.
 constexpr std::chrono::microseconds kSpin{30};
 
+// In pools of up to so many workers each is told where to wake, at some 2 us each. Larger ones pay
+// that only for those who would share a processor.
+constexpr int kPlaced = 8;
+
 std::uint64_t epoch_of(std::uint64_t state) { return state / kEpochOne; }
 
 void pause_briefly() {
@@ -66,10 +70,7 @@ void ThreadPool::run(int n_threads, const ParallelWork& work, InterruptPoller* p
     start_workers(helpers);
     wanted_.store(helpers);
     state_.store((epoch_of(state_.load()) + 1) * kEpochOne | kOpen);
-    if (sleepers_.load() > 0) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
+    if (sleepers_.load() > 0) wake_workers(helpers);
     take_chunks(stop);
     wait_for_workers(poller);
   }
@@ -109,15 +110,37 @@ void ThreadPool::keep_exception() noexcept {
 
 void ThreadPool::start_workers(int count) {
   while (static_cast<int>(workers_.size()) < count) {
-    const int index = static_cast<int>(workers_.size());
-    workers_.emplace_back([this, index] { worker_loop(index); });
+    Worker& worker = workers_.emplace_back();
+    worker.index = static_cast<int>(workers_.size()) - 1;
+    try {
+      worker.thread = std::thread([this, &worker] { worker_loop(worker); });
+    } catch (...) {
+      workers_.pop_back();
+      throw;
+    }
   }
 }
 
-void ThreadPool::worker_loop(int index) {
+/// Wakes all; the first `count` of them on processors of their own, as far as there are any.
+void ThreadPool::wake_workers(int count) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ProcessorSet taken;
+  taken.add(current_processor());
+  for (Worker& worker : workers_) {
+    worker.beside = worker.index < count && !taken.add(worker.place.processor());
+  }
+  for (Worker& worker : workers_) {
+    if (worker.index >= count || worker.place.processor() < 0) continue;
+    if (worker.beside || count <= kPlaced) worker.place.keep_off(taken, !worker.beside);
+  }
+  wake_.notify_all();
+}
+
+void ThreadPool::worker_loop(Worker& self) {
+  self.place.take();
   std::uint64_t epoch = 0;
   for (;;) {
-    epoch = wait_for_work(index, epoch);
+    epoch = wait_for_work(self, epoch);
     if (stopping_.load()) return;
     {
       const FpModeScope fp_mode;
@@ -142,19 +165,26 @@ bool ThreadPool::enter(std::uint64_t& epoch, std::uint64_t seen_epoch, int index
 
 void ThreadPool::leave() { state_.fetch_sub(1); }
 
-std::uint64_t ThreadPool::wait_for_work(int index, std::uint64_t seen_epoch) {
+std::uint64_t ThreadPool::wait_for_work(Worker& self, std::uint64_t seen_epoch) {
   std::uint64_t epoch = seen_epoch;
   const auto spin_end = std::chrono::steady_clock::now() + kSpin;
   while (std::chrono::steady_clock::now() < spin_end) {
     for (int i = 0; i < 16; ++i) {
-      if (stopping_.load() || enter(epoch, seen_epoch, index)) return epoch;
+      if (stopping_.load() || enter(epoch, seen_epoch, self.index)) return epoch;
       pause_briefly();
     }
   }
-  std::unique_lock<std::mutex> lock(mutex_);
-  sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return stopping_.load() || enter(epoch, seen_epoch, index); });
-  sleepers_.fetch_sub(1);
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    while (!stopping_.load() && !enter(epoch, seen_epoch, self.index)) {
+      self.place.note();
+      wake_.wait(lock);
+    }
+    sleepers_.fetch_sub(1);
+    self.place.forget();
+  }
+  self.place.settle();
   return epoch;
 }
 
@@ -164,7 +194,7 @@ void ThreadPool::stop() {
     stopping_.store(true);
   }
   wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  for (Worker& worker : workers_) worker.thread.join();
   workers_.clear();
   stopping_.store(false);
 }

@@ -4,12 +4,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "core/interrupt.h"
+#include "cpu/placement.h"
 #include "metal_sdpa/native_kernel.h"
 
 namespace metal_sdpa::cpu {
@@ -39,9 +40,17 @@ class ThreadPool {
   void stop();
 
  private:
+  struct Worker {
+    int index = 0;
+    WorkerPlace place;    ///< guarded by mutex_
+    bool beside = false;  ///< sleeps where the caller or an earlier worker is; guarded by mutex_
+    std::thread thread;
+  };
+
   void start_workers(int count);
-  void worker_loop(int index);
-  std::uint64_t wait_for_work(int index, std::uint64_t seen_epoch);
+  void wake_workers(int count);
+  void worker_loop(Worker& self);
+  std::uint64_t wait_for_work(Worker& self, std::uint64_t seen_epoch);
   bool enter(std::uint64_t& epoch, std::uint64_t seen_epoch, int index);
   void leave();
   void take_chunks(StopToken& stop);
@@ -59,7 +68,7 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::exception_ptr exception_;  ///< guarded by mutex_
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;    ///< whose elements never move
 };
 
 }  // namespace metal_sdpa::cpu
