@@ -63,7 +63,8 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int n_queries = int(args.row_end - args.row_begin);
   const int n_rows = n_queries * heads_per_kv;
   const int block_rows = Tile::kRows * row_teams;
-  // Decode has one block and one row team, and waits for no more division before its first load.
+  // A tile of decode has one block and one row team, and waits for no more division before its
+  // first load.
   int row_blocks = 1;
   int row_block = 0;
   long span = long(args.span_begin) + long(group.z);

@@ -133,8 +133,8 @@ inline float add_runs(threadgroup const float* first, int n_spans, int run_spans
 
 }  // namespace metal_sdpa
 
-/// Threadgroups (B, Hq, rows * ceil(Dv / SDPA_MERGE_COLUMNS)) of at least as many simdgroups as any
-/// row has runs; threadgroup memory 0 of SDPA_MERGE_BYTES.
+/// Threadgroups (B, Hq, rows * ceil(Dv / SDPA_MERGE_COLUMNS)) of sdpa_merge_simdgroups(n_spans)
+/// simdgroups; threadgroup memory 0 of SDPA_MERGE_BYTES.
 template <typename T>
 [[kernel]] void sdpa_merge_spans(device T* out [[buffer(SDPA_BUFFER_OUT)]],
                                  constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],

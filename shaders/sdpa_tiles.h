@@ -79,14 +79,14 @@ constexpr int sdpa_tile_keys(bool prefill, int element_bytes, int dim) {
                                                                                       : 16;
 }
 
-/// Bytes that a simdgroup leaves in threadgroup memory for the one that adds up its team's rows:
-/// of each row tile the numerators of its slice, reference and sum, as they stand in the lanes.
+/// Bytes that a team without slices leaves in threadgroup memory for the one that adds up the rows
+/// they share: of each row tile numerators, reference and sum, as they stand in the lanes.
 constexpr int sdpa_tile_state_bytes(bool prefill, int element_bytes, int dim) {
   return sdpa_tile_rows(prefill, element_bytes, dim) / 8 * (dim / 8 + 2) * 256;
 }
 
-/// Bytes of threadgroup memory 0; where it is 0, none is bound. Slices leave their parts of the
-/// scores there, in two buffers by turns; teams that share rows all their states but one.
+/// Bytes of threadgroup memory 0 that a kernel uses. Slices leave their parts of the scores there,
+/// in two buffers by turns; teams that share rows all their states but one.
 constexpr int sdpa_tile_threadgroup_bytes(bool prefill, int element_bytes, int dim, int row_teams) {
   return sdpa_tile_slices(prefill, element_bytes, dim) == 1
              ? (sdpa_tile_teams(prefill, element_bytes, dim) - row_teams) *

@@ -225,12 +225,13 @@ Plan plan_tiles(const SdpaProblem& problem, const MetalFacts& facts, bool prefil
   const Spans spans = spans_of(problem, shape);
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
   const double rate = prefill ? kPrefillFlopsPerSecond : kDecodeFlopsPerSecond;
-  // Rows of a cut fill whole threadgroups.
+  // Rows of a cut fill whole threadgroups, as far as G divides them.
   const WorkUnit unit{std::max<std::int64_t>(shape.rows * shape.teams / group, 1), group};
   const std::vector<WorkBox> boxes = cut_work(problem, unit, rate * facts.max_dispatch_seconds);
   Plan plan = spans.n_spans == 1 ? plan_one_span(problem, shape, spans, boxes)
                                  : plan_with_merge(problem, shape, spans, boxes);
-  plan.span_len = spans.span_len;
+  plan.span_len = static_cast<std::int64_t>(sdpa_span_keys(spans.span_len, longest_kv_len(problem),
+                                                           problem.n_heads > problem.n_kv_heads));
   return plan;
 }
 

@@ -57,7 +57,7 @@ struct PlanStep {
 struct Plan {
   std::vector<PlanStep> steps;
   std::uint64_t scratch_bytes[kMaxScratch] = {};
-  std::int64_t span_len = 0;  ///< keys of one span
+  std::int64_t span_len = 0;  ///< keys of one span (of the longest sequence)
   std::string reason;         ///< why these kernels; empty where there was no choice
 
   /// The plan in words, a line a step.
