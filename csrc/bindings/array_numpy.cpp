@@ -26,8 +26,11 @@ std::string dtype_text(PyObject* object) {
   return nb::cast<std::string>(nb::str(nb::handle(dtype)));
 }
 
+/// By the name of the scalar type: that of the dtype is computed by Python code, in 0.7 us.
 bool is_bfloat16(PyObject* object) {
-  return nb::cast<std::string>(nb::handle(object).attr("dtype").attr("name")) == "bfloat16";
+  const nb::object name = nb::handle(object).attr("dtype").attr("type").attr("__name__");
+  return PyUnicode_Check(name.ptr()) &&
+         PyUnicode_CompareWithASCIIString(name.ptr(), "bfloat16") == 0;
 }
 
 bool find_dtype(const ArrayInterface& interface, PyObject* object, DType& dtype) {
