@@ -1,9 +1,10 @@
 // Keeps a sleeping worker from waking on a processor that its fork-join already uses.
 //
 // Schedulers wake a thread where it ran last or beside the thread that wakes it. In a virtual
-// machine they may do so though that processor is busy and another one idles: Linux takes a halted
-// virtual processor for one that the host has taken away (vcpu_is_preempted). The two threads then
-// take turns, and a call of a few milliseconds is over before load balancing moves one of them.
+// machine Linux was seen to do so though that processor was busy and another one idle (it may take
+// a halted virtual processor for one that the host has taken away: vcpu_is_preempted). The two
+// threads then take turns, and a call of a few milliseconds is over before load balancing moves one
+// of them.
 #pragma once
 
 #include <cstddef>
