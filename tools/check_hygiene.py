@@ -14,12 +14,12 @@ from project_files import ROOT, project_files
 # Formats that are not text; everything else is read.
 BINARY_SUFFIXES = {".safetensors", ".png", ".npz", ".gz"}
 
-# The labels of each host stand apart: this file may not name one either.
+# In pieces, which are joined as they stand: this file may not name a host either.
 REGISTRY_HOSTS = (
-    ("pypi", "org"),
-    ("pythonhosted", ""),
-    ("deb", "debian", "org"),
-    ("registry", "npmjs"),
+    ("pypi", ".", "org"),
+    ("python", "hosted", "."),
+    ("deb", ".", "debian", ".", "org"),
+    ("registry", ".", "npmjs"),
 )
 
 FORBIDDEN = {
@@ -27,7 +27,7 @@ FORBIDDEN = {
         r"(?<![\w.$}/-])/(?:work|farm|root|home/\w+|Users/\w+|tmp/team)/"
     ),
     "a package registry's host": re.compile(
-        "|".join(r"\.".join(labels) for labels in REGISTRY_HOSTS), re.IGNORECASE
+        "|".join(re.escape("".join(pieces)) for pieces in REGISTRY_HOSTS), re.IGNORECASE
     ),
     "text that is not ASCII": re.compile(r"[^\x00-\x7f]"),
 }
