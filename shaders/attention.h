@@ -56,22 +56,21 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   typedef AttentionTile<T, kDim, kPrefill> Tile;
   const int slice = simdgroup % Tile::kSlices;
   const int team = simdgroup / Tile::kSlices;
+  const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
   const int row_teams = int(args.group_split);
-  const int sharing_teams =
-      share_rows ? sdpa_tile_teams(kPrefill, Tile::kBytes, kDim) / row_teams : 1;
+  const int sharing_teams = share_rows ? teams / row_teams : 1;
   const int heads_per_kv = int(args.n_heads / args.n_kv_heads);
   const int n_queries = int(args.row_end - args.row_begin);
   const int n_rows = n_queries * heads_per_kv;
   const int block_rows = Tile::kRows * row_teams;
   // A tile of decode has one block and one row team, and waits for no more division before its
   // first load.
-  int row_blocks = 1;
   int row_block = 0;
   long span = long(args.span_begin) + long(group.z);
   int row_team = share_rows ? 0 : team;
   int key_team = share_rows ? team : 0;  // among those that share the rows
   if (n_rows > block_rows) {
-    row_blocks = int(uint(n_rows + block_rows - 1) / uint(block_rows));
+    const int row_blocks = int(uint(n_rows + block_rows - 1) / uint(block_rows));
     // The last rows come first: under a causal mask they have the most keys.
     row_block = row_blocks - 1 - int(group.z) % row_blocks;
     span = long(args.span_begin) + long(int(group.z) / row_blocks);
@@ -143,7 +142,6 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     }
   } else {
     const int team_scores = Tile::kSlices * Tile::kScores * 32;
-    const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
     const long block_count = metal::max(block_keys - first_key, 0l);
     tile.attend_sliced(keys, n_all_visible, int(metal::min(block_count, span_keys)),
                        exchange + team * team_scores, teams * team_scores, slice, lane, first_tile);

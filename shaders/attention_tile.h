@@ -92,7 +92,7 @@ struct AttentionTile {
     kScores = kRowTiles * kKeyTiles,
     kCompensated = kBytes == 4,
     kStateFields = kFragments + 2,
-    kStateFloat2s = kRowTiles * kStateFields * 32,
+    kStateFloat2s = sdpa_tile_state_bytes(kPrefill, kBytes, kDim) / 8,
     kScoreBlock = kCompensated ? 8 : 16,
     kScoreBlocks = kCompensated || kFragments > kScoreBlock,
   };

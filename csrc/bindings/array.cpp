@@ -34,6 +34,8 @@ void import_array(Argument argument, PyObject* object, Lifetime lifetime, const 
 void init_arrays() {
   g_names.array_struct = PyUnicode_InternFromString("__array_struct__");
   g_names.dtype = PyUnicode_InternFromString("dtype");
+  g_names.type = PyUnicode_InternFromString("type");
+  g_names.name = PyUnicode_InternFromString("__name__");
   g_names.requires_grad = PyUnicode_InternFromString("requires_grad");
 }
 

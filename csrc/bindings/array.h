@@ -58,6 +58,8 @@ void init_arrays();
 struct ArrayNames {
   PyObject* array_struct = nullptr;
   PyObject* dtype = nullptr;
+  PyObject* type = nullptr;
+  PyObject* name = nullptr;  ///< __name__
   PyObject* requires_grad = nullptr;
 };
 const ArrayNames& array_names() noexcept;

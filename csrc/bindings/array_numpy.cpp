@@ -28,7 +28,11 @@ std::string dtype_text(PyObject* object) {
 
 /// By the name of the scalar type: that of the dtype is computed by Python code, in 0.7 us.
 bool is_bfloat16(PyObject* object) {
-  const nb::object name = nb::handle(object).attr("dtype").attr("type").attr("__name__");
+  const ArrayNames& names = array_names();
+  const nb::object name = nb::handle(object)
+                              .attr(nb::handle(names.dtype))
+                              .attr(nb::handle(names.type))
+                              .attr(nb::handle(names.name));
   return PyUnicode_Check(name.ptr()) &&
          PyUnicode_CompareWithASCIIString(name.ptr(), "bfloat16") == 0;
 }

@@ -21,10 +21,12 @@ bool ProcessorSet::add(int processor) noexcept {
 
 int current_processor() noexcept { return sched_getcpu(); }
 
-void WorkerPlace::take() noexcept { thread_ = static_cast<pid_t>(syscall(SYS_gettid)); }
+void WorkerPlace::note() noexcept {
+  thread_ = static_cast<pid_t>(syscall(SYS_gettid));
+  processor_ = current_processor();
+}
 
 void WorkerPlace::keep_off(const ProcessorSet& taken, bool stay) noexcept {
-  if (thread_ == 0) return;
   // A worker that slept on without having run is still narrowed.
   if (!narrowed_ && sched_getaffinity(thread_, sizeof(allowed_), &allowed_) != 0) return;
   cpu_set_t rest;
@@ -46,7 +48,7 @@ void WorkerPlace::settle() noexcept {
 ProcessorSet::ProcessorSet() noexcept = default;
 bool ProcessorSet::add(int) noexcept { return true; }
 int current_processor() noexcept { return -1; }
-void WorkerPlace::take() noexcept {}
+void WorkerPlace::note() noexcept {}
 void WorkerPlace::keep_off(const ProcessorSet&, bool) noexcept {}
 void WorkerPlace::settle() noexcept {}
 

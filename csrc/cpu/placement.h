@@ -7,8 +7,6 @@
 // of them.
 #pragma once
 
-#include <cstddef>
-
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/types.h>
@@ -37,10 +35,8 @@ int current_processor() noexcept;
 /// `settle` need not be.
 class WorkerPlace {
  public:
-  /// By the worker, once: whose place this is.
-  void take() noexcept;
   /// By the worker, before it sleeps.
-  void note() noexcept { processor_ = current_processor(); }
+  void note() noexcept;
   /// By the worker, awake.
   void forget() noexcept { processor_ = -1; }
   /// By the worker, after `forget`: it may run again wherever it might before `keep_off`.

@@ -137,7 +137,6 @@ void ThreadPool::wake_workers(int count) {
 }
 
 void ThreadPool::worker_loop(Worker& self) {
-  self.place.take();
   std::uint64_t epoch = 0;
   for (;;) {
     epoch = wait_for_work(self, epoch);

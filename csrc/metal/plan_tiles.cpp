@@ -56,6 +56,7 @@ struct TileShape {
 struct Spans {
   std::uint32_t span_len = 1;
   std::uint32_t n_spans = 1;
+  std::int64_t keys = 1;  ///< of a span of the longest sequence
 };
 
 std::uint32_t ceil_div(std::int64_t value, std::int64_t divisor) {
@@ -67,7 +68,8 @@ Spans spans_of(const SdpaProblem& problem, const TileShape& shape) {
   const std::int64_t longest = longest_kv_len(problem);
   const bool one_span = shape.prefill && problem.seq_len > kMaxSpannedSeqLen;
   if (one_span) {
-    spans.span_len = static_cast<std::uint32_t>(std::max<std::int64_t>(longest, 1));
+    spans.keys = std::max<std::int64_t>(longest, 1);
+    spans.span_len = static_cast<std::uint32_t>(spans.keys);
     return spans;
   }
   spans.span_len =
@@ -75,9 +77,10 @@ Spans spans_of(const SdpaProblem& problem, const TileShape& shape) {
   const bool grouped = problem.n_heads > problem.n_kv_heads;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const std::int64_t kv_len = problem.sequence_kv_len(b);
-    const std::int64_t count =
-        sdpa_span_count(kv_len, sdpa_span_keys(spans.span_len, kv_len, grouped));
-    spans.n_spans = std::max(spans.n_spans, static_cast<std::uint32_t>(count));
+    const std::int64_t keys = sdpa_span_keys(spans.span_len, kv_len, grouped);
+    spans.keys = std::max(spans.keys, keys);
+    spans.n_spans =
+        std::max(spans.n_spans, static_cast<std::uint32_t>(sdpa_span_count(kv_len, keys)));
     if (!problem.per_sequence()) break;  // all sequences are as long
   }
   return spans;
@@ -163,13 +166,13 @@ PlanStep merge_step(const SdpaProblem& problem, const Spans& spans, const WorkBo
   step.kernel = kMergeKernels.of(problem.dtype);
   step.threadgroups = {static_cast<std::uint32_t>(box.batch_end - box.batch_begin),
                        static_cast<std::uint32_t>(box.head_end - box.head_begin),
-                       static_cast<std::uint32_t>(box.row_end - box.row_begin) *
-                           ceil_div(problem.value_dim, SDPA_MERGE_COLUMNS)};
+                       static_cast<std::uint32_t>(box.row_end - box.row_begin)};
+  step.flops = 2.0 * static_cast<double>(step.threadgroups.count()) * spans.n_spans *
+               static_cast<double>(problem.value_dim);
+  step.threadgroups.z *= ceil_div(problem.value_dim, SDPA_MERGE_COLUMNS);
   const int simdgroups = sdpa_merge_simdgroups(static_cast<int>(spans.n_spans));
   step.threadgroup_size = {32 * static_cast<std::uint32_t>(simdgroups), 1, 1};
   step.threadgroup_memory.push_back({0, SDPA_MERGE_BYTES});
-  step.flops =
-      2.0 * static_cast<double>(step.threadgroups.count()) * spans.n_spans * SDPA_MERGE_COLUMNS;
   bind_sdpa_outputs(problem, step);
   bind_partials(step);
   bind_sdpa_args(problem, args, step);
@@ -230,8 +233,7 @@ Plan plan_tiles(const SdpaProblem& problem, const MetalFacts& facts, bool prefil
   const std::vector<WorkBox> boxes = cut_work(problem, unit, rate * facts.max_dispatch_seconds);
   Plan plan = spans.n_spans == 1 ? plan_one_span(problem, shape, spans, boxes)
                                  : plan_with_merge(problem, shape, spans, boxes);
-  plan.span_len = static_cast<std::int64_t>(sdpa_span_keys(spans.span_len, longest_kv_len(problem),
-                                                           problem.n_heads > problem.n_kv_heads));
+  plan.span_len = spans.keys;
   return plan;
 }
 

@@ -54,7 +54,6 @@ TEST_CASE("placement: a worker with one processor stays there") {
   const Only only(one);
   CHECK(current_processor() == one[0]);
   WorkerPlace place;
-  place.take();
   place.note();
   CHECK(place.processor() == one[0]);
   ProcessorSet taken;
@@ -75,7 +74,6 @@ TEST_CASE("placement: a worker is kept off what is taken until it settles") {
   const std::vector<int> two{all[0], all[1]};
   const Only only(two);
   WorkerPlace place;
-  place.take();
   {
     const Only first({two[0]});
     place.note();
