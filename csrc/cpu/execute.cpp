@@ -16,7 +16,7 @@ constexpr double kFlopsPerThread = 1e6;
 // Work of unknown size: as many kernel threads as make a fork-join likely to pay.
 constexpr std::uint64_t kThreadsPerWorker = 4096;
 // Chunks per thread of a fork-join, so that an unlucky thread does not hold the others up.
-constexpr std::uint64_t kChunksPerThread = 32;
+constexpr std::uint64_t kChunksPerThread = 12;
 
 int threads_for(const KernelRun& run) {
   const std::uint64_t groups = run.launch.threadgroups.count();

@@ -2,6 +2,7 @@
 // vector registers, several keys and rows at once, and one transposition for all of their sums.
 #pragma once
 
+#include "cpu/fast/decode_near.h"
 #include "cpu/fast/prefill_pack.h"
 #include "cpu/fast/sdpa_decode.h"
 
@@ -39,44 +40,28 @@ inline Vec add_product(Vec a, Vec b, Vec sum) {
   }
 }
 
-/// Loads a byte of each cache line of a row of n elements. Memory gives its full rate only to loads
-/// that miss in the order of addresses, best from one instruction. What follows goes through
-/// several rows at once, or through a part of each: it finds in the L1 cache what was touched just
-/// before.
+/// Whether keys come near far ahead of n_rows rows.
 template <typename T>
-inline void touch(const T* row, int n) {
-  const char* bytes = reinterpret_cast<const char*>(row);
-  const std::size_t n_bytes = static_cast<std::size_t>(n) * sizeof(T);
-#pragma GCC unroll 1
-  for (std::size_t i = 0; i < n_bytes; i += 64) {
-    static_cast<void>(*static_cast<const volatile char*>(bytes + i));
-  }
+constexpr bool keys_far_ahead(int n_rows) {
+  return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)) / kPerSlot<T>, n_rows);
 }
 
-/// Brings a row of n elements from memory into the L2 cache, without waiting. Into the L1 cache,
-/// the few registers for its misses would limit the rate: half of this.
+/// Keys of a block, a whole number of groups for any tile. All tiles of n_rows rows meet it before
+/// the next one, and should find it in the L1 cache.
 template <typename T>
-inline void bring_near(const T* row, int n) {
-  const char* bytes = reinterpret_cast<const char*>(row);
-  for (int i = 0; i < n * static_cast<int>(sizeof(T)); i += 64) {
-    __builtin_prefetch(bytes + i, 0, 2);
-  }
+inline int key_block_len(int head_dim, int n_rows) {
+  const int row_bytes = head_dim * static_cast<int>(sizeof(T));
+  const bool is_one_tile = n_rows <= kFewRows || n_rows == kMostRows;
+  int keys = kAheadBytes / kLoadBytes * 64;
+  const int most_bytes = is_one_tile && keys_far_ahead<T>(n_rows) ? kAheadBytes : kLoadBytes;
+  while (keys > kSums && keys * row_bytes > most_bytes) keys /= 2;
+  return keys;
 }
-
-/// Whether arithmetic takes about as long as loading, so that each has to go on during the other:
-/// memory is brought near some time ahead. Fewer rows wait for memory anyhow, and touching is the
-/// faster way then, if not by much.
-template <typename T, int kRows>
-inline constexpr bool kBringNear = kRows > static_cast<int>(sizeof(T));
-
-/// Bytes from what is multiplied to what is brought near: half as many do as well, twice as many
-/// leave too little room in the caches.
-inline constexpr int kNearBytes = 8192;
 
 /// sums[row * kGroupKeys + j] = product of query row `row` and the key in keys[j].
 template <typename T, int kRows>
-inline void add_products(const float* q, int q_step, const T* const (&keys)[kStepKeys<kRows>],
-                         int head_dim, Vec* sums) {
+inline void add_products(const float* q, const T* const (&keys)[kStepKeys<kRows>], int head_dim,
+                         NearRows& near, Vec* sums) {
   constexpr int kKeys = kStepKeys<kRows>;
   // Sums of this step alone, so that the compiler keeps them in registers.
   Vec own[kRows][kKeys];
@@ -86,6 +71,7 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
     for (int j = 0; j < kKeys; ++j) own[r][j] = splat(0.0f);
   }
   for (int d = 0; d < head_dim; d += kUnit<T>) {
+    near.bring_lines<Prefetch, kLinesOf<kKeys * kUnit<T> * sizeof(T)>>();
     Vec units[kKeys];
     if (d + kUnit<T> <= head_dim) {
 #pragma GCC unroll 4
@@ -96,10 +82,11 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec query = load(q + r * q_step + d / kPerSlot<T>);
+      const Vec query = load(q + r * kLanes);
 #pragma GCC unroll 4
       for (int j = 0; j < kKeys; ++j) own[r][j] = add_product<T>(units[j], query, own[r][j]);
     }
+    q += kRows * kLanes;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -108,37 +95,17 @@ inline void add_products(const float* q, int q_step, const T* const (&keys)[kSte
   }
 }
 
-/// Keys that all tiles of rows meet before the next ones: they stay in the L1 cache meanwhile.
-inline constexpr int kScoreKeys = 64;
-
-/// Bytes of K to touch at once: half as many or twice as many cost up to a quarter of the rate.
-inline constexpr int kTouchBytes = 4096;
-
-/// Scores times `scale` of kRows query rows and keys begin..end, a whole number of groups; keys at
-/// or past `n_keys` repeat the last one below it. Scores are [group][row][key]. A function of its
-/// own: inlined, its loads came in another order and at half the rate.
+/// Scores times `scale` of kRows query rows, packed [unit][row][kLanes], and keys begin..end, a
+/// whole number of groups; keys at or past `n_keys` repeat the last one below it. Scores are
+/// [group][row][key]. Meanwhile `near` comes near.
 template <typename T, int kRows>
-[[gnu::noinline]] inline void score_keys(const float* q, int q_step, const Rows<const T>& k,
-                                         int begin, int end, int n_keys, int head_dim, Vec scale,
+[[gnu::noinline]] inline void score_keys(const float* q, const Rows<const T>& k, int begin, int end,
+                                         int n_keys, int head_dim, Vec scale, NearRows near,
                                          float* scores) {
   constexpr int kGroup = kGroupKeys<kRows>;
   constexpr int kStep = kStepKeys<kRows>;
-  const int ahead = kNearBytes / (head_dim * static_cast<int>(sizeof(T))) + kGroup;
-  if (kBringNear<T, kRows> && begin == 0) {
-    for (int j = 0; j < smaller(ahead, n_keys); ++j) touch(k[j], head_dim);
-  }
-  int touched = kGroup;
-  while (touched < kScoreKeys && touched * head_dim * static_cast<int>(sizeof(T)) < kTouchBytes) {
-    touched *= 2;
-  }
+  if (!keys_far_ahead<T>(kRows)) near.bring_all<Load>();
   for (int group = begin; group < end; group += kGroup) {
-    if (kBringNear<T, kRows>) {
-      for (int j = group + ahead; j < smaller(group + ahead + kGroup, n_keys); ++j) {
-        bring_near(k[j], head_dim);
-      }
-    } else if (group % touched == 0) {
-      for (int j = group; j < group + touched; ++j) touch(k[smaller(j, n_keys - 1)], head_dim);
-    }
     Vec sums[kSums];
 #pragma GCC unroll 16
     for (int s = 0; s < kSums; ++s) sums[s] = splat(0.0f);
@@ -147,12 +114,13 @@ template <typename T, int kRows>
       const T* keys[kStep];
 #pragma GCC unroll 4
       for (int j = 0; j < kStep; ++j) keys[j] = k[smaller(group + step + j, n_keys - 1)];
-      add_products<T, kRows>(q, q_step, keys, head_dim, sums + step);
+      add_products<T, kRows>(q, keys, head_dim, near, sums + step);
     }
     float* to = scores + group / kGroup * kSums;
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; s += kLanes) store(to + s, sums_of_lanes(sums + s) * scale);
   }
+  near.bring_all<Prefetch>();
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

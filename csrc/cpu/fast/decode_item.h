@@ -37,6 +37,8 @@ class DecodeItem {
         b_(b),
         kv_h_(kv_h),
         span_(span),
+        keys_(from_span(key_rows<T>(launch, b, kv_h))),
+        values_(from_span(value_rows<T>(launch, b, kv_h))),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
         n_rows_(sdpa_i64{args_.seq_len} * group_),
         state_slots_(decode_state_slots(args_.value_dim)),
@@ -100,21 +102,27 @@ class DecodeItem {
     for (int r = 0; r < n_rows; ++r) {
       seen[r] = visible(row + r);
       states[r] = state(args_.n_spans > 1 ? span_ : 0, row + r);
-      pack_query(row + r, q_ + r * q_step_);
     }
-    score(n_rows, n_keys);
+    for_each_tile(n_rows, [&](int r, auto count) {
+      for (int i = 0; i < count.value; ++i) {
+        pack_query(row + r + i, q_ + r * q_step_ + i * kLanes, count.value * kLanes);
+      }
+    });
+    plan_walks(n_keys);
+    score(n_rows, n_keys, row == 0);
     for_each_tile(n_rows, [&](int r, auto count) {
       softmax_span<count.value>(scores_of(r), n_keys, seen + r, states + r);
     });
-    add_all_values(n_rows, n_keys, states);
+    add_all_values(n_rows, states, row == 0);
   }
 
-  void pack_query(sdpa_i64 row, float* to) const {
+  /// Units of the query of row `row`, `step` slots apart.
+  void pack_query(sdpa_i64 row, float* to, int step) const {
     const T* q = query_rows<T>(launch_, b_, head_of(row))[query_of(row)];
     const int head_dim = static_cast<int>(args_.head_dim);
     int d = 0;
-    for (; d + kUnit<T> <= head_dim; d += kUnit<T>) store(to + d / kPerSlot<T>, load_slots(q + d));
-    if (d < head_dim) store(to + d / kPerSlot<T>, load_slots_first(q + d, head_dim - d));
+    for (; d + kUnit<T> <= head_dim; d += kUnit<T>, to += step) store(to, load_slots(q + d));
+    if (d < head_dim) store(to, load_slots_first(q + d, head_dim - d));
   }
 
   /// Scores of the tile that starts with row `row` of the batch, a multiple of kFewRows.
@@ -125,34 +133,66 @@ class DecodeItem {
     return {rows[span_ * args_.span_len], rows.stride};
   }
 
-  /// Keys of the sequence from this span on: what may be brought near.
-  int n_left() const {
-    constexpr sdpa_i64 kMost = 1 << 20;  // more than any span has
-    return static_cast<int>(smaller(sequence_.kv_len - span_ * args_.span_len, kMost));
+  /// n_rows rows of K or V from `first` on.
+  static MemoryRows memory_rows(const T* first, sdpa_i64 stride, sdpa_u32 width, sdpa_i64 n_rows) {
+    constexpr int kSize = sizeof(T);
+    return {reinterpret_cast<const char*>(first), stride * kSize, static_cast<int>(width) * kSize,
+            static_cast<int>(n_rows)};
   }
 
-  void score(int n_rows, int n_keys) const {
-    const Rows<const T> k = from_span(key_rows<T>(launch_, b_, kv_h_));
+  /// The blocks of this span, and the keys that follow.
+  void plan_walks(int n_keys) {
+    const int key_block =
+        key_block_len<T>(static_cast<int>(args_.head_dim), static_cast<int>(n_rows_));
+    const int value_block =
+        value_block_len<T>(static_cast<int>(args_.value_dim), first_tile_rows());
+    const sdpa_i64 n_next = smaller<sdpa_i64>(n_left() - n_keys, args_.span_len);
+    key_walk_ = {memory_rows(keys_.data, keys_.stride, args_.head_dim, n_keys), key_block};
+    value_walk_ = {memory_rows(values_.data, values_.stride, args_.value_dim, n_keys), value_block};
+    next_walk_ = {memory_rows(keys_[n_keys], keys_.stride, args_.head_dim, n_next), key_block};
+  }
+
+  /// Rows of the tile that meets K and V first, and hence brings them near.
+  int first_tile_rows() const {
+    if (n_rows_ >= kMostRows) return kMostRows;
+    return static_cast<int>(smaller<sdpa_i64>(n_rows_, kFewRows));
+  }
+
+  void score(int n_rows, int n_keys, bool is_first_batch) {
+    const bool is_far = keys_far_ahead<T>(first_tile_rows());
+    if (is_first_batch && is_far) {
+      NearRows(key_walk_.first()).template bring_all<Load>();
+      NearRows(key_walk_.never_during(value_walk_)).template bring_all<Prefetch>();
+    }
     const Vec scale = splat(args_.scale * kLog2E);
-    for (int begin = 0; begin < n_keys; begin += kScoreKeys) {
-      const int end = smaller(begin + kScoreKeys, n_keys);
+    for (int i = 0; i < key_walk_.n_blocks(); ++i) {
+      const MemoryRows rows = is_far ? key_walk_.during(i, value_walk_) : key_walk_.at(i);
       for_each_tile(n_rows, [&](int r, auto count) {
-        score_keys<T, count.value>(q_ + r * q_step_, q_step_, k, begin, end, n_keys,
-                                   static_cast<int>(args_.head_dim), scale, scores_of(r));
+        score_keys<T, count.value>(q_ + r * q_step_, keys_, key_walk_.begin(i), key_walk_.end(i),
+                                   n_keys, static_cast<int>(args_.head_dim), scale,
+                                   is_first_batch && r == 0 ? NearRows(rows) : NearRows(),
+                                   scores_of(r));
       });
     }
   }
 
-  void add_all_values(int n_rows, int n_keys, float* const* states) const {
-    const Rows<const T> v = from_span(value_rows<T>(launch_, b_, kv_h_));
-    for (int begin = 0; begin < n_keys; begin += kValueKeys) {
-      const int end = smaller(begin + kValueKeys, n_keys);
+  void add_all_values(int n_rows, float* const* states, bool is_first_batch) {
+    const bool is_far = values_far_ahead<T>(first_tile_rows(), static_cast<int>(args_.value_dim));
+    if (is_first_batch && is_far && !keys_far_ahead<T>(first_tile_rows())) {
+      NearRows(value_walk_.first()).template bring_all<Load>();
+    }
+    for (int i = 0; i < value_walk_.n_blocks(); ++i) {
+      const MemoryRows rows = is_far ? value_walk_.during(i, next_walk_) : value_walk_.at(i);
       for_each_tile(n_rows, [&](int r, auto count) {
-        const int value_dim = static_cast<int>(args_.value_dim);
-        add_block<T, count.value>({scores_of(r), v, begin, end, n_left(), value_dim, states + r});
+        add_block<T, count.value>({scores_of(r), values_, value_walk_.begin(i), value_walk_.end(i),
+                                   static_cast<int>(args_.value_dim), states + r},
+                                  is_first_batch && r == 0 ? NearRows(rows) : NearRows());
       });
     }
   }
+
+  /// Keys of the sequence from this span on.
+  sdpa_i64 n_left() const { return sequence_.kv_len - span_ * args_.span_len; }
 
   /// Merges the row's states in span order and writes the output. A row without any weight is 0,
   /// its log-sum-exp -inf.
@@ -189,13 +229,19 @@ class DecodeItem {
   const sdpa_i64 b_;
   const sdpa_i64 kv_h_;
   const sdpa_i64 span_;
+  const Rows<const T> keys_;    ///< of this span
+  const Rows<const T> values_;  ///< of this span
   const int group_;
   const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
   const sdpa_i64 state_slots_;
   const int q_step_;      ///< slots of a packed query
   const int part_slots_;  ///< slots of the scores of kFewRows rows
 
-  float* q_ = nullptr;       ///< [kDecodeBatchRows][q_step]
+  BlockWalk key_walk_;
+  BlockWalk value_walk_;
+  BlockWalk next_walk_;  ///< the keys of the next span
+
+  float* q_ = nullptr;       ///< of each tile [unit][row][kLanes], q_step_ slots a row
   float* scores_ = nullptr;  ///< [part][group][kSums], then weights
   float* total_ = nullptr;   ///< one RowTotal
   float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]

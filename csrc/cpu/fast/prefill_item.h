@@ -228,7 +228,7 @@ class PrefillItem {
   const sdpa_i64 n_keys_;  ///< that any row sees
   const bool has_totals_;  ///< more than one span
   int panel_depth_ = 0;
-  NearRows near_;
+  SpreadRows near_;
 
   float* q_ = nullptr;           ///< [tile][depth][kTileStep]
   float* k_ = nullptr;           ///< [panel][depth][kPanel]

@@ -35,7 +35,7 @@ inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 /// sums[r][c] = sum over k < depth of a[r * kRowStep + k * kDepthStep] * b[k * kPanel + c]. All
 /// sums stay in registers: kRows * kVecs chains hide the latency of the multiply-adds.
 template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
-inline void multiply(const float* a, const float* b, int depth, NearRows& near,
+inline void multiply(const float* a, const float* b, int depth, SpreadRows& near,
                      Vec (&sums)[kRows][kVecs]) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -63,8 +63,8 @@ inline void multiply(const float* a, const float* b, int depth, NearRows& near,
 
 /// The same in chains of `chain` steps.
 template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
-inline void multiply_in_chains(const float* a, const float* b, int depth, int chain, NearRows& near,
-                               Vec (&sums)[kRows][kVecs]) {
+inline void multiply_in_chains(const float* a, const float* b, int depth, int chain,
+                               SpreadRows& near, Vec (&sums)[kRows][kVecs]) {
   constexpr auto kMultiply = multiply<kOfPairs, kRows, kVecs, kRowStep, kDepthStep>;
   kMultiply(a, b, smaller(chain, depth), near, sums);
   for (int begin = chain; begin < depth; begin += chain) {
@@ -86,7 +86,7 @@ inline void multiply_in_chains(const float* a, const float* b, int depth, int ch
 
 /// Scores of kRows rows and one panel of keys (its first kVecs vectors), times `scale`.
 template <bool kOfPairs, int kRows, int kVecs>
-inline void score_panel(const float* q, const float* k, int depth, float scale, NearRows& near,
+inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
                         float* scores) {
   Vec sums[kRows][kVecs];
   multiply_in_chains<kOfPairs, kRows, kVecs, 1, kTileStep>(q, k, depth, kScoreChain, near, sums);
@@ -101,8 +101,8 @@ inline void score_panel(const float* q, const float* k, int depth, float scale, 
 
 /// scores[r][j] = scale * (q_r . k_j) for j < n_keys, rounded up to whole vectors.
 template <bool kOfPairs, int kRows>
-void score_tile(const float* q, const float* k, int depth, int n_keys, float scale, NearRows& near,
-                float* scores) {
+void score_tile(const float* q, const float* k, int depth, int n_keys, float scale,
+                SpreadRows& near, float* scores) {
   for (int j = 0; j < n_keys; j += kPanel) {
     const float* panel = k + static_cast<sdpa_i64>(j) * depth;
     if (n_keys - j > kLanes) {
@@ -117,7 +117,7 @@ void score_tile(const float* q, const float* k, int depth, int n_keys, float sca
 /// for one panel of columns (its first kVecs vectors).
 template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
-                             const float* factors, NearRows& near, float* out, int out_step) {
+                             const float* factors, SpreadRows& near, float* out, int out_step) {
   Vec sums[kRows][kVecs];
   multiply_in_chains<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, depth, chain, near,
                                                            sums);
@@ -135,7 +135,7 @@ inline void add_values_panel(const float* weights, const float* values, int dept
 /// The same for all `n_vecs` vectors of columns; values are packed panels of `panel_depth`.
 template <bool kOfPairs, int kRows>
 void add_values_tile(const float* weights, const float* values, int depth, int panel_depth,
-                     int chain, const float* factors, NearRows& near, float* out, int n_vecs) {
+                     int chain, const float* factors, SpreadRows& near, float* out, int n_vecs) {
   const int out_step = n_vecs * kLanes;
   for (int c = 0; c < n_vecs; c += 2) {
     const float* panel = values + static_cast<sdpa_i64>(c) * kLanes * panel_depth;

@@ -17,6 +17,10 @@
 //   zero_unless_finite(x, v)     v, but 0 where x is infinite or NaN
 //   reduce_add(v) reduce_max(v)  over lanes, as a tree
 //   interleave(a, b, lo, hi)     a0 b0 a1 b1 ..., its first and its second half
+//   pair_sums(a, b)              in each block of 4 lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3
+//   block_sums(v)                block i of the result is the sum of the blocks of v[i]
+//   load_four(p)                 4 consecutive f32, repeated in each block
+//   splat_lane<i>(four)          lane i of each block in all of its lanes
 //   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
 //     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
 //     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
@@ -90,16 +94,12 @@ inline Vec sums_of_lanes(const Vec* v) {
   Vec sums[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) sums[i] = v[i];
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 2
+  for (int half = kLanes / 2; half >= kLanes / 4; half /= 2) {
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      Vec low, high;
-      interleave(sums[i], sums[i + half], low, high);
-      sums[i] = low + high;
-    }
+    for (int i = 0; i < half; ++i) sums[i] = pair_sums(sums[2 * i], sums[2 * i + 1]);
   }
-  return sums[0];
+  return block_sums(sums);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -95,4 +95,19 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   high = _mm256_permute2f128_ps(even, odd, 0x31);
 }
 
+inline Vec pair_sums(Vec a, Vec b) {
+  return _mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xdd);
+}
+inline Vec block_sums(const Vec* v) {
+  return _mm256_permute2f128_ps(v[0], v[1], 0x20) + _mm256_permute2f128_ps(v[0], v[1], 0x31);
+}
+
+inline Vec load_four(const float* p) {
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+}
+template <int kLane>
+inline Vec splat_lane(Vec four) {
+  return _mm256_permute_ps(four, kLane * 0x55);
+}
+
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -76,6 +76,22 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   high = _mm512_permutex2var_ps(a, _mm512_add_epi32(first, _mm512_set1_epi32(8)), b);
 }
 
+inline Vec pair_sums(Vec a, Vec b) {
+  return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd);
+}
+inline Vec block_sums(const Vec* v) {
+  const auto add_neighbours = [](Vec a, Vec b) {
+    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  };
+  return add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
+}
+
+inline Vec load_four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+template <int kLane>
+inline Vec splat_lane(Vec four) {
+  return _mm512_permute_ps(four, kLane * 0x55);
+}
+
 #if defined(__AVX512BF16__)
 #define METAL_SDPA_PAIR_DOT
 inline constexpr bool kHasPairDot = true;

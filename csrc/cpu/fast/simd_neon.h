@@ -73,6 +73,16 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   high = vzip2q_f32(a, b);
 }
 
+inline Vec pair_sums(Vec a, Vec b) { return vpaddq_f32(a, b); }
+
+inline Vec block_sums(const Vec* v) { return v[0]; }
+
+inline Vec load_four(const float* p) { return load(p); }
+template <int kLane>
+inline Vec splat_lane(Vec four) {
+  return vdupq_laneq_f32(four, kLane);
+}
+
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define METAL_SDPA_PAIR_DOT
 inline constexpr bool kHasPairDot = true;

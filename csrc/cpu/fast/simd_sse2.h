@@ -115,4 +115,16 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   high = _mm_unpackhi_ps(a, b);
 }
 
+inline Vec pair_sums(Vec a, Vec b) {
+  return _mm_shuffle_ps(a, b, 0x88) + _mm_shuffle_ps(a, b, 0xdd);
+}
+
+inline Vec block_sums(const Vec* v) { return v[0]; }
+
+inline Vec load_four(const float* p) { return load(p); }
+template <int kLane>
+inline Vec splat_lane(Vec four) {
+  return _mm_shuffle_ps(four, four, kLane * 0x55);
+}
+
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,0 +1,72 @@
+// Which rows of K and V come near, and when: memory gives its full rate only to requests in the
+// order of addresses, which the arithmetic does not follow.
+#pragma once
+
+#include "cpu/fast/near_rows.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+/// Whether arithmetic takes so long, `line_slots` multiply-adds a line of memory for each of n_rows
+/// rows, that it has to go on while memory is waited for: then rows come near kAheadBytes before
+/// they are read, between multiply-adds. With less to do it is faster to load each block at once.
+constexpr bool is_far_ahead(int line_slots, int n_rows) { return line_slots * n_rows >= 64; }
+
+/// With half of them memory answers too late, with more too much would have to come near before a
+/// span begins.
+inline constexpr int kAheadBytes = 16384;
+
+/// Bytes to load at once: half as many or twice as many cost up to a quarter of the rate.
+inline constexpr int kLoadBytes = 4096;
+
+/// The keys or the values of a span, which are read block by block.
+class BlockWalk {
+ public:
+  BlockWalk() = default;
+  BlockWalk(const MemoryRows& rows, int block) : rows_(rows), block_(block) {
+    const int block_bytes = block * rows.row_bytes;
+    ahead_ = (kAheadBytes + block_bytes - 1) / block_bytes;
+    n_blocks_ = (rows.n_rows + block - 1) / block;
+  }
+
+  int n_blocks() const { return n_blocks_; }
+  int begin(int i) const { return i * block_; }
+  int end(int i) const {
+    const int end = begin(i) + block_;
+    return end < rows_.n_rows ? end : rows_.n_rows;
+  }
+  MemoryRows at(int i) const { return slice(begin(i), end(i)); }
+
+  /// The rows that have to be near when the first one is read.
+  MemoryRows first() const { return slice(0, n_first()); }
+
+  /// What comes near while block i is read, far ahead: a later block, or, after the last one, a
+  /// part of the first rows of `next`.
+  MemoryRows during(int i, const BlockWalk& next) const {
+    const int part = i + ahead_ - n_blocks_;
+    return part < 0 ? at(i + ahead_) : next.first_part(part, part + 1, ahead_);
+  }
+
+  /// First rows of `next` that come near during none of the blocks, because these are too few.
+  MemoryRows never_during(const BlockWalk& next) const {
+    return next.first_part(0, ahead_ > n_blocks_ ? ahead_ - n_blocks_ : 0, ahead_);
+  }
+
+ private:
+  MemoryRows slice(int begin, int end) const {
+    return {rows_.first + begin * rows_.stride, rows_.stride, rows_.row_bytes, end - begin};
+  }
+
+  int n_first() const { return ahead_ < n_blocks_ ? ahead_ * block_ : rows_.n_rows; }
+
+  /// Parts begin..end of `parts` that the first rows are cut into.
+  MemoryRows first_part(int begin, int end, int parts) const {
+    return slice(n_first() * begin / parts, n_first() * end / parts);
+  }
+
+  MemoryRows rows_;
+  int block_ = 1;  ///< rows of a block
+  int ahead_ = 1;  ///< blocks in kAheadBytes
+  int n_blocks_ = 0;
+};
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,0 +1,96 @@
+// Brings rows of keys and values near before they are multiplied, while others are.
+#pragma once
+
+#include "cpu/fast/launch_view.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+/// Bytes of a cache line, or a divisor of them.
+inline constexpr int kLineBytes = 64;
+
+// How a line comes near. Always inlined: g++ 12 takes a function that only prefetches for one
+// without effect, and drops its calls.
+
+/// Into the L2 cache, without waiting. The few registers for misses of the L1 cache limit the rate
+/// to about 20 GB/s a thread.
+struct Prefetch {
+  [[gnu::always_inline]] static void bring(const char* line) { __builtin_prefetch(line, 0, 2); }
+};
+
+/// Into the L1 cache by a load, which the hardware's own prefetchers follow at the full rate of
+/// memory; but too many that wait hold up what comes after them.
+struct Load {
+  [[gnu::always_inline]] static void bring(const char* line) {
+    static_cast<void>(*static_cast<const volatile char*>(line));
+  }
+};
+
+/// n_rows rows of row_bytes bytes each, from `first` on, `stride` bytes apart.
+struct MemoryRows {
+  const char* first = nullptr;
+  sdpa_i64 stride = 0;
+  int row_bytes = 0;
+  int n_rows = 0;
+
+  int lines() const { return n_rows * ((row_bytes + kLineBytes - 1) / kLineBytes); }
+
+  /// Rows without a gap between them are one long row.
+  MemoryRows joined() const {
+    return stride == row_bytes && n_rows > 0 ? MemoryRows{first, stride, row_bytes * n_rows, 1}
+                                             : *this;
+  }
+};
+
+/// A walk over the lines of some rows, in the order of addresses: memory gives its full rate to no
+/// other. It reads only within the rows and never changes a result. Small, so that an inner loop
+/// can keep a copy of it in registers.
+class NearRows {
+ public:
+  NearRows() = default;
+  explicit NearRows(const MemoryRows& rows) {
+    const MemoryRows joined = rows.joined();
+    line_ = joined.first;
+    row_end_ = joined.first + joined.row_bytes;
+    stride_ = joined.stride;
+    row_bytes_ = joined.row_bytes;
+    left_ = joined.lines();
+  }
+
+  int lines_left() const { return left_; }
+
+  template <typename How>
+  [[gnu::always_inline]] void bring_line() {
+    How::bring(line_);
+    --left_;
+    line_ += kLineBytes;
+    if (line_ < row_end_) return;
+    row_end_ += stride_;
+    line_ = row_end_ - row_bytes_;
+  }
+
+  /// The next kLines lines, or none where fewer are left.
+  template <typename How, int kLines>
+  [[gnu::always_inline]] void bring_lines() {
+    if (left_ < kLines) return;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLines; ++i) bring_line<How>();
+  }
+
+  template <typename How>
+  [[gnu::always_inline]] void bring_all() {
+    while (left_ > 0) bring_line<How>();
+  }
+
+ private:
+  const char* line_ = nullptr;
+  const char* row_end_ = nullptr;
+  sdpa_i64 stride_ = 0;
+  int row_bytes_ = 0;
+  int left_ = 0;
+};
+
+/// Lines of kBytes bytes, at least one.
+template <int kBytes>
+inline constexpr int kLinesOf = (kBytes + kLineBytes - 1) / kLineBytes;
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA
