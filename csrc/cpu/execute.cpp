@@ -15,8 +15,6 @@ namespace {
 constexpr double kFlopsPerThread = 1e6;
 // Work of unknown size: as many kernel threads as make a fork-join likely to pay.
 constexpr std::uint64_t kThreadsPerWorker = 4096;
-// Chunks per thread of a fork-join, so that an unlucky thread does not hold the others up.
-constexpr std::uint64_t kChunksPerThread = 12;
 
 int threads_for(const KernelRun& run) {
   const std::uint64_t groups = run.launch.threadgroups.count();
@@ -54,8 +52,6 @@ void fork_join(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& p
   work.kernel = run.pipeline.kernel;
   work.launch = &run.launch;
   work.total = run.launch.threadgroups.count();
-  const std::uint64_t chunks = kChunksPerThread * static_cast<std::uint64_t>(threads);
-  work.chunk = std::max<std::uint64_t>(1, work.total / chunks);
   work.cancelled = &cancelled;
   pool.run(threads, work, poller);
 }

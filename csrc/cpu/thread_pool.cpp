@@ -22,6 +22,9 @@ constexpr std::chrono::microseconds kSpin{30};
 // that only for those who would share a processor.
 constexpr int kPlaced = 8;
 
+// A thread takes one of so many equal shares of what is left for it.
+constexpr std::uint64_t kSharesPerThread = 3;
+
 std::uint64_t epoch_of(std::uint64_t state) { return state / kEpochOne; }
 
 void pause_briefly() {
@@ -62,13 +65,13 @@ ThreadPool::~ThreadPool() { stop(); }
 void ThreadPool::run(int n_threads, const ParallelWork& work, InterruptPoller* poller) {
   work_ = work;
   next_.store(0);
-  const int helpers = n_threads - 1;
+  const int helpers = std::max(n_threads - 1, 0);
+  wanted_.store(helpers, std::memory_order_relaxed);
   CallerStop stop(*work.cancelled, poller);
-  if (helpers <= 0) {
+  if (helpers == 0) {
     take_chunks(stop);
   } else {
     start_workers(helpers);
-    wanted_.store(helpers);
     state_.store((epoch_of(state_.load()) + 1) * kEpochOne | kOpen);
     if (sleepers_.load() > 0) wake_workers(helpers);
     take_chunks(stop);
@@ -92,14 +95,25 @@ void ThreadPool::wait_for_workers(InterruptPoller* poller) {
 
 void ThreadPool::take_chunks(StopToken& stop) {
   try {
-    while (!stop.stop_requested()) {
-      const std::uint64_t begin = next_.fetch_add(work_.chunk);
-      if (begin >= work_.total) return;
-      work_.kernel(*work_.launch, {begin, std::min(begin + work_.chunk, work_.total)}, stop);
-    }
+    WorkRange chunk;
+    while (!stop.stop_requested() && take_chunk(chunk)) work_.kernel(*work_.launch, chunk, stop);
   } catch (...) {
     keep_exception();
   }
+}
+
+/// Large chunks first, since items that follow each other read memory that does; small ones last,
+/// so that all threads end together.
+bool ThreadPool::take_chunk(WorkRange& chunk) {
+  const auto threads = static_cast<std::uint64_t>(wanted_.load(std::memory_order_relaxed) + 1);
+  std::uint64_t begin = next_.load();
+  std::uint64_t end = 0;
+  do {
+    if (begin >= work_.total) return false;
+    end = begin + std::max<std::uint64_t>(1, (work_.total - begin) / (kSharesPerThread * threads));
+  } while (!next_.compare_exchange_weak(begin, end));
+  chunk = {begin, end};
+  return true;
 }
 
 void ThreadPool::keep_exception() noexcept {

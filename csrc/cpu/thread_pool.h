@@ -15,12 +15,12 @@
 
 namespace metal_sdpa::cpu {
 
-/// What one fork-join runs: chunks of begin..end, handed out in increasing order.
+/// What one fork-join runs: chunks of begin..end, handed out in increasing order, ever smaller
+/// ones.
 struct ParallelWork {
   NativeKernel kernel = nullptr;
   const NativeLaunch* launch = nullptr;
   std::uint64_t total = 0;
-  std::uint64_t chunk = 1;
   std::atomic<bool>* cancelled = nullptr;  ///< read by everybody, set by the caller's poller
 };
 
@@ -54,6 +54,7 @@ class ThreadPool {
   bool enter(std::uint64_t& epoch, std::uint64_t seen_epoch, int index);
   void leave();
   void take_chunks(StopToken& stop);
+  bool take_chunk(WorkRange& chunk);
   void keep_exception() noexcept;
   void wait_for_workers(InterruptPoller* poller);
 

@@ -58,12 +58,14 @@ TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
     bool decodes;
   };
   const std::vector<Edge> edges{
-      {DType::f32, 4, 6, nullptr, true},          {DType::f32, 4, 7, nullptr, false},
-      {DType::f16, 1, 8, nullptr, true},          {DType::f16, 1, 17, nullptr, false},
-      {DType::f16, 1, 16, "avx2", true},          {DType::f16, 1, 9, "baseline", false},
-      {DType::bf16, 1, 16, "avx512", true},       {DType::bf16, 1, 12, "avx512_bf16", true},
-      {DType::bf16, 1, 13, "avx512_bf16", false}, {DType::bf16, 8, 2, nullptr, true},
-      {DType::bf16, 8, 3, nullptr, false},        {DType::bf16, 32, 1, nullptr, true},
+      {DType::f32, 4, 6, nullptr, true},          {DType::f32, 4, 8, nullptr, false},
+      {DType::f32, 4, 7, "avx512", true},         {DType::f32, 4, 7, "avx2", false},
+      {DType::f16, 1, 8, nullptr, true},          {DType::f16, 1, 25, nullptr, false},
+      {DType::f16, 1, 24, "avx512_bf16", true},   {DType::f16, 1, 16, "avx2", true},
+      {DType::f16, 1, 17, "avx2", false},         {DType::f16, 1, 9, "baseline", false},
+      {DType::bf16, 1, 24, "avx512", true},       {DType::bf16, 1, 16, "avx512_bf16", true},
+      {DType::bf16, 1, 17, "avx512_bf16", false}, {DType::bf16, 8, 2, nullptr, true},
+      {DType::bf16, 8, 4, nullptr, false},        {DType::bf16, 32, 1, nullptr, true},
       {DType::f32, 33, 1, nullptr, false},
   };
   for (const std::string& isa : isas()) {

@@ -194,17 +194,24 @@ class DecodeItem {
   /// Keys of the sequence from this span on.
   sdpa_i64 n_left() const { return sequence_.kv_len - span_ * args_.span_len; }
 
-  /// Merges the row's states in span order and writes the output. A row without any weight is 0,
-  /// its log-sum-exp -inf.
-  void finish(sdpa_i64 row) const {
+  RowState state_of(sdpa_i64 span, sdpa_i64 row) const {
+    const float* slots = state(span, row);
+    return {slots[kStateMaximum], slots[kStateSum], slots + kStateNumerators};
+  }
+
+  /// The row's states merged in span order.
+  RowState merge_states(sdpa_i64 row) const {
+    const sdpa_i64 n_spans = span_count(row);
+    if (n_spans == 1) return state_of(0, row);
     RowTotal total(total_, width());
     total.reset();
-    const sdpa_i64 n_spans = span_count(row);
-    for (sdpa_i64 span = 0; span < n_spans; ++span) {
-      const float* added = state(span, row);
-      total.merge({added[kStateMaximum], added[kStateSum], added + kStateNumerators});
-    }
-    const RowState merged = total.state();
+    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(state_of(span, row));
+    return total.state();
+  }
+
+  /// Writes the output of a row. One without any weight is 0, its log-sum-exp -inf.
+  void finish(sdpa_i64 row) const {
+    const RowState merged = merge_states(row);
     T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
     const bool empty = merged.sum == 0;
     const Vec sum = splat(empty ? 1.0f : merged.sum);

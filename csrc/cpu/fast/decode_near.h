@@ -23,6 +23,7 @@ class BlockWalk {
  public:
   BlockWalk() = default;
   BlockWalk(const MemoryRows& rows, int block) : rows_(rows), block_(block) {
+    if (rows.n_rows <= block) return;
     const int block_bytes = block * rows.row_bytes;
     ahead_ = (kAheadBytes + block_bytes - 1) / block_bytes;
     n_blocks_ = (rows.n_rows + block - 1) / block;
@@ -65,8 +66,8 @@ class BlockWalk {
 
   MemoryRows rows_;
   int block_ = 1;  ///< rows of a block
-  int ahead_ = 1;  ///< blocks in kAheadBytes
-  int n_blocks_ = 0;
+  int ahead_ = 1;  ///< blocks in kAheadBytes; 1 where there is one block
+  int n_blocks_ = 1;
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

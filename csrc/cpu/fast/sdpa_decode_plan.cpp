@@ -22,14 +22,14 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
 }
 
 /// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
-/// sdpa_prefill multiplies faster, sooner where elements are widened or products are of bf16 pairs.
-/// Vectors of 4 without a multiply-add are slow at widening, which sdpa_prefill does once for all
-/// rows.
+/// sdpa_prefill multiplies faster, sooner where elements are widened, which it does once for all
+/// rows, or products are of bf16 pairs. Vectors of 4 without a multiply-add are slow at widening.
 std::int64_t most_rows(DType dtype, Isa isa) {
-  if (dtype == DType::f32) return 24;
+  const bool is_wide = isa == Isa::avx512 || isa == Isa::avx512_bf16;
+  if (dtype == DType::f32) return is_wide ? 28 : 24;
   if (isa == Isa::baseline) return 8;
   const bool has_pairs = isa == Isa::avx512_bf16 || isa == Isa::neon_bf16;
-  return dtype == DType::bf16 && has_pairs ? 12 : 16;
+  return is_wide && !(dtype == DType::bf16 && has_pairs) ? 24 : 16;
 }
 
 /// sdpa_prefill gives so many rows of a KV head to one thread, which a large group (few KV heads)
@@ -49,7 +49,7 @@ bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
   const SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
-  PlanStep step;
+  PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::decode, problem.dtype, isa);
   step.threadgroups = {std::max<std::uint32_t>(1, args.n_spans),
                        static_cast<std::uint32_t>(problem.n_kv_heads),
@@ -60,7 +60,6 @@ bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
                static_cast<double>(problem.head_dim + problem.value_dim);
   plan.span_len = span_len;
-  plan.steps.push_back(std::move(step));
   return true;
 }
 

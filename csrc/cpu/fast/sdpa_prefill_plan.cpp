@@ -37,7 +37,7 @@ bool plan_prefill(const SdpaProblem& problem, Isa isa, Plan& plan) {
   const std::int64_t rows = item_rows(problem);
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   args.group_split = static_cast<std::uint32_t>(rows);
-  PlanStep step;
+  PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::prefill, problem.dtype, isa);
   step.threadgroups = {static_cast<std::uint32_t>((rows_per_kv_head(problem) + rows - 1) / rows),
                        static_cast<std::uint32_t>(problem.n_kv_heads),
@@ -47,7 +47,6 @@ bool plan_prefill(const SdpaProblem& problem, Isa isa, Plan& plan) {
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
                static_cast<double>(problem.head_dim + problem.value_dim);
   plan.span_len = span_len;
-  plan.steps.push_back(std::move(step));
   return true;
 }
 
