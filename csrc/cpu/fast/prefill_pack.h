@@ -102,21 +102,55 @@ inline Vec load_columns(const T* row, int d, int width) {
   return d + kLanes <= width ? load(row + d) : load_first(row + d, width - d);
 }
 
+/// Rows that are prefetched while one is packed.
+inline constexpr int kRowsAhead = 8;
+
+/// Columns of one slot of keys, 2 * kLanes at a time, to the same slot of every panel.
+template <typename T>
+inline void pack_value_row(const T* row, const T* near, int value_dim, int panel_slots,
+                           float* slot) {
+  for (int d = 0; d < value_dim; d += kLanes) {
+    __builtin_prefetch(near + d);
+    store(slot + d / kPanel * panel_slots + d % kPanel, load_columns(row, d, value_dim));
+  }
+}
+
+/// The same of two rows of bf16 as pairs.
+inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near, sdpa_i64 stride,
+                            int value_dim, int panel_slots, float* slot) {
+  const auto store_columns = [&](Vec a, Vec b) {
+    Vec low, high;
+    zip_pairs(a, b, low, high);
+    store(slot, low);
+    store(slot + kLanes, high);
+    slot += panel_slots;
+  };
+  int d = 0;
+  for (; d + kPanel <= value_dim; d += kPanel) {
+    __builtin_prefetch(near + d);
+    __builtin_prefetch(near + stride + d);
+    store_columns(load_pairs(even + d), load_pairs(odd + d));
+  }
+  if (d == value_dim) return;
+  store_columns(load_pairs_first(even + d, value_dim - d),
+                load_pairs_first(odd + d, value_dim - d));
+}
+
 /// Values of the same keys in panels of kPanel columns, [panel][depth][kPanel], where depth runs
 /// over keys (pairs of keys: an odd last one is paired with zeros).
 template <typename T>
 inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int n_keys, int value_dim,
                         int panel_depth, float* packed) {
-  constexpr int kAhead = 8;  // rows
+  const int panel_slots = panel_depth * kPanel;
   for (int j = 0; j < n_keys; j += kPerSlot<T>) {
     const T* row = v[begin + j];
-    const T* odd = j + 1 < n_keys ? v[begin + j + 1] : zero_row<T>();
+    const T* near = v[begin + j + kRowsAhead];
     float* slot = packed + j / kPerSlot<T> * kPanel;
-    for (int d = 0; d < value_dim; d += kLanes) {
-      Vec columns = load_columns(row, d, value_dim);
-      __builtin_prefetch(row + kAhead * v.stride + d);
-      if constexpr (kPairs<T>) columns = join_pairs(columns, load_columns(odd, d, value_dim));
-      store(slot + d / kPanel * panel_depth * kPanel + d % kPanel, columns);
+    if constexpr (kPairs<T>) {
+      const T* odd = j + 1 < n_keys ? row + v.stride : zero_row<T>();
+      pack_value_pair(row, odd, near, v.stride, value_dim, panel_slots, slot);
+    } else {
+      pack_value_row(row, near, value_dim, panel_slots, slot);
     }
   }
 }

@@ -116,15 +116,18 @@ inline void describe_values(const Rows<const BF16>& v, sdpa_i64 begin, int n_key
     Vec squares[kLanes];
     Vec sums[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      squares[i] = sums[i] = splat(0.0f);
-      if (j + i >= n_keys) continue;
-      const BF16* row = v[begin + j + i];
-      for (int d = 0; d < value_dim; d += kUnit) {
-        const Vec pairs =
-            d + kUnit <= value_dim ? load_pairs(row + d) : load_pairs_first(row + d, value_dim - d);
-        squares[i] = dot_pairs(squares[i], pairs, pairs);
-        sums[i] = dot_pairs(sums[i], absolute_pairs(pairs), ones);
-      }
+      Vec square = splat(0.0f);
+      Vec sum = splat(0.0f);
+      const BF16* row = j + i < n_keys ? v[begin + j + i] : zero_row<BF16>();
+      const auto add = [&](Vec pairs) {
+        square = dot_pairs(square, pairs, pairs);
+        sum = dot_pairs(sum, absolute_pairs(pairs), ones);
+      };
+      int d = 0;
+      for (; d + kUnit <= value_dim; d += kUnit) add(load_pairs(row + d));
+      if (d < value_dim) add(load_pairs_first(row + d, value_dim - d));
+      squares[i] = square;
+      sums[i] = sum;
     }
     // ||v||_1 / sqrt(Dv) <= ||v|| <= ||v||_1, also where a sum of squares is out of range.
     const Vec all = at_most(sums_of_lanes(sums), splat(kMostNorm));

@@ -23,7 +23,8 @@
 //   splat_lane<i>(four)          lane i of each block in all of its lanes
 //   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
 //     dot_pairs(acc, a, b)       acc + a.even * b.even + a.odd * b.odd
-//     join_pairs(even, odd)      pairs of two vectors that hold bf16 values
+//     zip_pairs(a, b, lo, hi)    of 2 * kLanes bf16 each: a0 b0 a1 b1 ..., the first and the second
+//                                half
 //     pair_of_ones()
 //     upper_pairs(a, b)          the upper halves of the 2 * kLanes values of a and b
 //     upper_half(v)              v with the lower half of each lane's bits 0

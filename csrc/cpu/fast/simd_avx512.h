@@ -98,10 +98,16 @@ inline constexpr bool kHasPairDot = true;
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
-inline Vec join_pairs(Vec even, Vec odd) {
-  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-  const __mmask32 upper = 0xaaaaaaaa;
-  return _mm512_castsi512_ps(_mm512_mask_mov_epi16(low, upper, _mm512_castps_si512(odd)));
+inline void zip_pairs(Vec a, Vec b, Vec& low, Vec& high) {
+  alignas(64) static constexpr std::uint16_t kFirst[32] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i first = _mm512_load_si512(kFirst);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  const __m512i even = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_castps_si512(b);
+  low = _mm512_castsi512_ps(_mm512_permutex2var_epi16(even, first, odd));
+  high = _mm512_castsi512_ps(_mm512_permutex2var_epi16(even, second, odd));
 }
 inline Vec pair_of_ones() { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 inline Vec upper_pairs(Vec a, Vec b) {

@@ -89,9 +89,11 @@ inline constexpr bool kHasPairDot = true;
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return vbfdotq_f32(acc, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
 }
-inline Vec join_pairs(Vec even, Vec odd) {
-  return vreinterpretq_f32_u32(
-      vsriq_n_u32(vreinterpretq_u32_f32(odd), vreinterpretq_u32_f32(even), 16));
+inline void zip_pairs(Vec a, Vec b, Vec& low, Vec& high) {
+  const uint16x8_t even = vreinterpretq_u16_f32(a);
+  const uint16x8_t odd = vreinterpretq_u16_f32(b);
+  low = vreinterpretq_f32_u16(vzip1q_u16(even, odd));
+  high = vreinterpretq_f32_u16(vzip2q_u16(even, odd));
 }
 inline Vec pair_of_ones() {
   std::uint32_t ones = 0x3f803f80;

@@ -6,7 +6,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 inline constexpr bool kHasPairDot = false;
 Vec dot_pairs(Vec acc, Vec a, Vec b);
-Vec join_pairs(Vec even, Vec odd);
+void zip_pairs(Vec a, Vec b, Vec& low, Vec& high);
 Vec pair_of_ones();
 Vec upper_pairs(Vec a, Vec b);
 Vec upper_half(Vec v);
