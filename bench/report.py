@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .formats import format_rate, format_seconds
-from .results import loses, summary, under_target
+from .results import loses, steepest, summary, under_target
 from .shapes import DTYPES
 from .stats import median
 
@@ -129,10 +129,8 @@ def results_markdown(document: Record) -> str:
     for family in families:
         lines += family_table(family, [c for c in document["cells"] if c["family"] == family])
     for curve in document["curves"]:
-        step = max(curve["steps"], key=curve["steps"].get)
         lines.append(
-            f"t(L) for L = 1..64 on 4096 keys, {curve['dtype']}: steepest step "
-            f"{curve['worst_step']:.2f}, from L = {step}.  "
+            f"t(L) for L = 1..64 on 4096 keys, {curve['dtype']}: steepest step {steepest(curve)}.  "
         )
     wins = [cell["key"] for cell in document["cells"] if cell.get("peer_wins", loses(cell))]
     under = document["summary"]["under_target"]

@@ -16,7 +16,7 @@ from .roofline import (
     target_ratio,
     target_share,
 )
-from .shapes import Case
+from .shapes import Case, curve_case
 from .stats import median, paired_ratio, steps
 
 Record = dict[str, Any]
@@ -102,6 +102,14 @@ def curve_record(dtype: str, samples: dict[int, list[float]]) -> Record:
     }
 
 
+def with_limit_steps(curve: Record, peaks: Peaks) -> Record:
+    """The curve with the steps of the machine's own limit: where arithmetic is the limit, twice
+    the queries take twice the time."""
+    cases = [curve_case(curve["dtype"], int(L)) for L in curve["seconds"]]
+    times = {case.L: limit_seconds(case, peaks, case.kv_bytes / peaks.read) for case in cases}
+    return curve | {"limit_steps": {str(L): value for L, value in steps(times).items()}}
+
+
 # ----- verdicts -----------------------------------------------------------------------------------
 
 
@@ -128,6 +136,20 @@ def under_target(cell: Record) -> bool:
     return target is not None and share is not None and share < target
 
 
+def is_steep(curve: Record) -> bool:
+    """A step above STEP_LIMIT that the machine's limit does not make."""
+    return any(
+        step > max(curve["step_limit"], curve["limit_steps"][L])
+        for L, step in curve["steps"].items()
+    )
+
+
+def steepest(curve: Record) -> str:
+    """The steepest step in words."""
+    L = max(curve["steps"], key=curve["steps"].get)
+    return f"{curve['steps'][L]:.2f}, from L = {L} (the limit's own: {curve['limit_steps'][L]:.2f})"
+
+
 def summary(cells: list[Record], curves: list[Record]) -> Record:
     """The cells that want attention, by key, worst first."""
 
@@ -145,5 +167,5 @@ def summary(cells: list[Record], curves: list[Record]) -> Record:
         "under_target": keys(
             under_target, lambda cell: cell["share_of_limit"] / cell["target_share"]
         ),
-        "steep_curves": [c["dtype"] for c in curves if c["worst_step"] > c["step_limit"]],
+        "steep_curves": [curve["dtype"] for curve in curves if is_steep(curve)],
     }

@@ -21,7 +21,7 @@ from .machine import last_level_cache_bytes, load_average, machine_facts
 from .measure import Measurement, measure_case, measure_curve
 from .peers import PEERS, Peer, load_peer, load_peers
 from .plot import write_plot
-from .results import cell_record, curve_record, summary
+from .results import cell_record, curve_record, summary, with_limit_steps
 from .roofline import Peaks
 from .shapes import CURVE_LENGTHS, DTYPES, Case, all_cases, curve_case
 from .table import print_family, print_summary
@@ -170,6 +170,7 @@ class Run:
 
     def document(self, measurements, curves, peaks: Peaks, seconds: float) -> dict[str, Any]:
         cells = [cell_record(measurement, peaks) for measurement in measurements]
+        curves = [with_limit_steps(curve, peaks) for curve in curves]
         return {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .formats import format_rate, format_seconds, format_share
-from .results import is_wrong, loses, under_target
+from .results import is_wrong, loses, steepest, under_target
 from .roofline import LEAD, WINS_BELOW
 
 Record = dict[str, Any]
@@ -70,10 +70,9 @@ def print_summary(console: Console, document: Record) -> None:
         for key in keys:
             console.print(f"    {summary_line(by_key[key], name)}", highlight=False)
     for curve in document["curves"]:
-        step = max(curve["steps"], key=curve["steps"].get)
         console.print(
-            f"t(L), L = 1..64 on 4k, {curve['dtype']}: steepest step {curve['worst_step']:.2f} "
-            f"from L = {step} (at most {curve['step_limit']})"
+            f"t(L), L = 1..64 on 4k, {curve['dtype']}: steepest step {steepest(curve)}, "
+            f"at most {curve['step_limit']} wanted"
         )
 
 

@@ -1,8 +1,13 @@
 // sdpa_decode on every instruction set that this machine runs.
 #include "cpu/fast/sdpa_decode.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -45,6 +50,21 @@ double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperan
   fill_bytes(x.out, 0xff);
   sdpa(device, x, p);
   return worst_error(p, x, reference_sdpa(p, x));
+}
+
+/// The buffer's bytes in memory of their own, with an inaccessible page behind the last one.
+Buffer before_a_wall(const Device& device, const Buffer& buffer) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t n_bytes = buffer.byte_len();
+  const std::size_t room = (n_bytes + page - 1) / page * page;
+  void* base =
+      mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(base != MAP_FAILED);
+  const std::shared_ptr<void> owner(base, [=](void* p) { munmap(p, room + page); });
+  REQUIRE(mprotect(static_cast<char*>(base) + room, page, PROT_NONE) == 0);
+  char* data = static_cast<char*>(base) + room - n_bytes;
+  std::memcpy(data, buffer.data(), n_bytes);
+  return device.wrap({data, n_bytes, true, owner}, buffer.dtype(), buffer.shape());
 }
 
 }  // namespace
@@ -152,5 +172,27 @@ TEST_CASE("a sequence has the same bits alone, in a batch and with more room") {
     const std::vector<std::uint8_t> b = bytes_of(y.out);
     CHECK(std::equal(a.begin(), a.end(), b.begin() + static_cast<std::ptrdiff_t>(a.size())));
     CHECK(y.lse.host<float>()[4] == x.lse.host<float>()[0]);
+  }
+}
+
+TEST_CASE("nothing is read behind the last key and value, whatever comes near ahead of its turn") {
+  for (const std::string& isa : isas()) {
+    const Device device("cpu", {2, isa});
+    std::mt19937 rng(11);
+    for (const DType dtype : kDTypes) {
+      for (const std::int64_t width : {40, 512}) {
+        for (const std::int64_t keys : {9, 65, 200}) {
+          for (const std::int64_t rows : {1, 2, 4, 9}) {
+            const SdpaProblem p = problem_of(dtype, rows, 1, keys, width);
+            SdpaOperands x = random_operands(rng, device, p);
+            x.k = before_a_wall(device, x.k);
+            x.v = before_a_wall(device, x.v);
+            INFO(isa, " ", std::string(dtype_name(dtype)), " D ", width, " S ", keys, " rows ",
+                 rows);
+            CHECK(error_of_run(device, p, x) <= 1.0);
+          }
+        }
+      }
+    }
   }
 }

@@ -17,6 +17,7 @@ from bench.data import ALIGNMENT, Pool, aligned_empty, cache_count, make_inputs
 from bench.machine import parse_size
 from bench.oracle import Oracle, exact_row, sample_rows
 from bench.peers.base import fold_queries, folded_mask
+from bench.results import curve_record, is_steep, with_limit_steps
 from bench.sampling import Rotation
 from bench.shapes import Case, all_cases
 from bench.stats import median, paired_ratio, steps
@@ -51,6 +52,16 @@ def test_paired_ratio_needs_a_sample() -> None:
 
 def test_steps_compare_neighbours_only() -> None:
     assert steps({1: 1.0, 2: 1.5, 4: 9.0}) == {1: 1.5}
+
+
+def test_a_step_that_the_limit_makes_too_is_not_steep() -> None:
+    peaks = roofline.Peaks(fma_f32=236e9, bf16_dot=None, read=36e9)
+    # One query waits for memory; from the second on arithmetic is the limit, in proportion to L.
+    curve = curve_record("f16", {1: [1.0], 2: [1.2], 3: [1.7]})
+    curve = with_limit_steps(curve, peaks)
+    assert curve["limit_steps"]["2"] == pytest.approx(1.5, rel=1e-3)
+    assert not is_steep(curve)
+    assert is_steep(with_limit_steps(curve_record("f16", {1: [1.0], 2: [1.3], 3: [1.7]}), peaks))
 
 
 def test_median() -> None:
