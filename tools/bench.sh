@@ -9,8 +9,10 @@ install_ggml() {
   local stamp=$VENV/.installed-ggml
   if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ]; then return; fi
   echo "building dependency group 'ggml' of pyproject.toml for this processor (minutes, once)"
-  if ! "$PYTHON" -m pip install --quiet --no-binary libggml-python \
-      --config-settings cmake.define.GGML_NATIVE=ON --group ggml; then
+  # By CMAKE_ARGS: pip passes no --config-settings to what a group names. Nor may it take a wheel
+  # that it built earlier without them.
+  if ! CMAKE_ARGS=-DGGML_NATIVE=ON "$PYTHON" -m pip install --quiet --no-cache-dir \
+      --force-reinstall --no-deps --no-binary libggml-python --group ggml; then
     echo "that failed; taking the published build"
     "$PYTHON" -m pip install --quiet --group ggml || echo "none; going on without ggml"
   fi
