@@ -1,5 +1,5 @@
 // Scores of a few query rows against many keys, both as they lie in memory: dot products along D in
-// vector registers, several keys and rows at once, and one transposition for all of their sums.
+// vector registers, several keys and rows at once, and one tree of shuffles for all of their sums.
 #pragma once
 
 #include "cpu/fast/decode_near.h"

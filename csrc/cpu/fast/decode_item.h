@@ -133,13 +133,6 @@ class DecodeItem {
     return {rows[span_ * args_.span_len], rows.stride};
   }
 
-  /// n_rows rows of K or V from `first` on.
-  static MemoryRows memory_rows(const T* first, sdpa_i64 stride, sdpa_u32 width, sdpa_i64 n_rows) {
-    constexpr int kSize = sizeof(T);
-    return {reinterpret_cast<const char*>(first), stride * kSize, static_cast<int>(width) * kSize,
-            static_cast<int>(n_rows)};
-  }
-
   /// The blocks of this span, and the keys that follow.
   void plan_walks(int n_keys) {
     const int key_block =
@@ -147,9 +140,9 @@ class DecodeItem {
     const int value_block =
         value_block_len<T>(static_cast<int>(args_.value_dim), first_tile_rows());
     const sdpa_i64 n_next = smaller<sdpa_i64>(n_left() - n_keys, args_.span_len);
-    key_walk_ = {memory_rows(keys_.data, keys_.stride, args_.head_dim, n_keys), key_block};
-    value_walk_ = {memory_rows(values_.data, values_.stride, args_.value_dim, n_keys), value_block};
-    next_walk_ = {memory_rows(keys_[n_keys], keys_.stride, args_.head_dim, n_next), key_block};
+    key_walk_ = {memory_rows(keys_, 0, n_keys, args_.head_dim), key_block};
+    value_walk_ = {memory_rows(values_, 0, n_keys, args_.value_dim), value_block};
+    next_walk_ = {memory_rows(keys_, n_keys, n_next, args_.head_dim), key_block};
   }
 
   /// Rows of the tile that meets K and V first, and hence brings them near.

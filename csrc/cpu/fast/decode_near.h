@@ -11,8 +11,9 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 /// they are read, between multiply-adds. With less to do it is faster to load each block at once.
 constexpr bool is_far_ahead(int line_slots, int n_rows) { return line_slots * n_rows >= 64; }
 
-/// With half of them wide rows lose a tenth of the rate, with a quarter of them all rows lose a fifth:
-/// memory answers too late. With more, too much would have to come near before a span begins.
+/// With half of them wide rows lose a tenth of the rate, with a quarter of them all rows lose a
+/// fifth: memory answers too late. With more, too much would have to come near before a span
+/// begins.
 inline constexpr int kAheadBytes = 16384;
 
 /// Bytes to load at once: half as many or twice as many cost up to a quarter of the rate.

@@ -41,6 +41,15 @@ struct MemoryRows {
   }
 };
 
+/// `n_rows` rows of `width` elements, from row `begin` on.
+template <typename T>
+inline MemoryRows memory_rows(const Rows<const T>& rows, sdpa_i64 begin, sdpa_i64 n_rows,
+                              sdpa_u32 width) {
+  constexpr int kSize = sizeof(T);
+  return {reinterpret_cast<const char*>(rows[begin]), rows.stride * kSize,
+          static_cast<int>(width) * kSize, static_cast<int>(n_rows)};
+}
+
 /// A walk over the lines of some rows, in the order of addresses: memory gives its full rate to no
 /// other. It reads only within the rows and never changes a result. Small, so that an inner loop
 /// can keep a copy of it in registers.

@@ -128,16 +128,11 @@ class PrefillItem {
 
   /// The block that begins at key `begin` comes near over the steps of one block's products.
   void aim_at_next(sdpa_i64 begin) {
-    const int n = static_cast<int>(smaller<sdpa_i64>(block_len_, n_keys_ - begin));
-    constexpr int kSize = sizeof(T);
-    const Rows<const T> k = key_rows<T>(launch_, b_, kv_h_);
-    const Rows<const T> v = value_rows<T>(launch_, b_, kv_h_);
+    const sdpa_i64 n = smaller<sdpa_i64>(block_len_, n_keys_ - begin);
     const sdpa_i64 k_steps = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel);
     const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
-    near_.aim({reinterpret_cast<const char*>(k[begin]), k.stride * kSize,
-               static_cast<int>(args_.head_dim) * kSize, n},
-              {reinterpret_cast<const char*>(v[begin]), v.stride * kSize,
-               static_cast<int>(args_.value_dim) * kSize, n},
+    near_.aim(memory_rows(key_rows<T>(launch_, b_, kv_h_), begin, n, args_.head_dim),
+              memory_rows(value_rows<T>(launch_, b_, kv_h_), begin, n, args_.value_dim),
               n_tiles_ * (k_steps + v_steps));
   }
 

@@ -105,7 +105,7 @@ inline Vec load_columns(const T* row, int d, int width) {
 /// Rows that are prefetched while one is packed.
 inline constexpr int kRowsAhead = 8;
 
-/// Columns of one slot of keys, 2 * kLanes at a time, to the same slot of every panel.
+/// Columns of one row of values to the same slot of every panel.
 template <typename T>
 inline void pack_value_row(const T* row, const T* near, int value_dim, int panel_slots,
                            float* slot) {
