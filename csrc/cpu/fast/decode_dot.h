@@ -1,35 +1,59 @@
 // Scores of a few query rows against many keys, both as they lie in memory: dot products along D in
 // vector registers, several keys and rows at once, and one tree of shuffles for all of their sums.
+//
+// A vector holds the same few elements of one key once for each of several rows, against as many
+// elements of each of these rows: the fewer lanes a row has, the fewer are left to be added up.
 #pragma once
 
 #include "cpu/fast/decode_near.h"
 #include "cpu/fast/prefill_pack.h"
-#include "cpu/fast/sdpa_decode.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Sums that the inner loops keep in registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
+/// Sums that the inner loops keep in registers, and the most query rows of a tile.
+#if defined(__AVX512F__)
 inline constexpr int kSums = 16;
+inline constexpr int kMostRows = 16;
+#elif defined(__aarch64__)
+inline constexpr int kSums = 16;
+inline constexpr int kMostRows = 8;
 #else
 inline constexpr int kSums = 8;
+inline constexpr int kMostRows = 8;
 #endif
 
-/// Query rows of a tile: kMostRows, or up to kFewRows.
-inline constexpr int kMostRows = kDecodeTileRows;
-inline constexpr int kFewRows = kMostRows / 2;
+/// Keys of a group: scores are [group][row][key].
+inline constexpr int kGroupKeys = 4;
 
-/// Keys of a group: the kSums slots of its scores are [row][key]. Three rows leave slots unused.
-template <int kRows>
-inline constexpr int kGroupKeys = kRows == 3 ? kSums / 4 : kSums / kRows;
+/// Rows that share a vector, as measured: elements that are widened have to be widened once for
+/// each of them.
+template <typename T, int kRows>
+constexpr int rows_per_vector() {
+  constexpr int kBlocks = kLanes / 4;  // sums are added up within blocks of four lanes
+  constexpr bool kIsWidened = sizeof(T) < sizeof(float) && !kPairs<T>;
+  if (kIsWidened && kRows < 3) return 1;
+  if (kBlocks < 4) return kIsWidened && kRows > 4 ? 1 : smaller(kRows, kBlocks);
+  if (kRows >= (kIsWidened ? 12 : 8)) return 4;
+  return smaller(kRows, 2);
+}
 
-/// Keys whose rows of memory are read side by side.
-template <int kRows>
-inline constexpr int kStepKeys = kGroupKeys<kRows> < 4 ? kGroupKeys<kRows> : 4;
-
-/// Elements of kLanes slots.
-template <typename T>
-inline constexpr int kUnit = kPerSlot<T> * kLanes;
+/// How a tile of kRows rows is multiplied.
+template <typename T, int kRows>
+struct DotShape {
+  static constexpr int kVecRows = rows_per_vector<T, kRows>();
+  static constexpr int kVecs = (kRows + kVecRows - 1) / kVecRows;
+  static constexpr int kSlots = kLanes / kVecRows;    ///< of a row in a vector: a unit
+  static constexpr int kUnit = kSlots * kPerSlot<T>;  ///< its elements
+  static constexpr int kUnitSlots = kVecs * kLanes;   ///< of a unit of all queries
+  /// Scores of a group, [row][key]. Of a row that only fills a vector they mean nothing.
+  static constexpr int kGroupSlots = kVecs * kVecRows * kGroupKeys;
+  /// Keys that are read side by side.
+  static constexpr int kStepKeys = kSums / kVecs < kGroupKeys ? kSums / kVecs : kGroupKeys;
+  /// Groups whose sums fill a vector.
+  static constexpr int kGroups = kSlots / 4 > kVecs ? kSlots / 4 / kVecs : 1;
+  static constexpr int kKeys = kGroups * kGroupKeys;  ///< a power of two
+  static_assert(kGroups * kGroupSlots % kLanes == 0 && kGroupKeys % kStepKeys == 0);
+};
 
 template <typename T>
 inline Vec add_product(Vec a, Vec b, Vec sum) {
@@ -46,79 +70,140 @@ constexpr bool keys_far_ahead(int n_rows) {
   return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)) / kPerSlot<T>, n_rows);
 }
 
-/// Keys of a block, a whole number of groups for any tile. All tiles of n_rows rows meet it before
-/// the next one, and should find it in the L1 cache.
+/// Keys of a block, a multiple of `least`, a power of two that all tiles can take. n_rows are those
+/// of the first tile; further ones should find the block in the L1 cache.
 template <typename T>
-inline int key_block_len(int head_dim, int n_rows) {
+inline int key_block_len(int head_dim, int n_rows, bool is_one_tile, int least) {
   const int row_bytes = head_dim * static_cast<int>(sizeof(T));
-  const bool is_one_tile = n_rows <= kFewRows || n_rows == kMostRows;
-  int keys = kAheadBytes / kLoadBytes * 64;
   const int most_bytes = is_one_tile && keys_far_ahead<T>(n_rows) ? kAheadBytes : kLoadBytes;
-  while (keys > kSums && keys * row_bytes > most_bytes) keys /= 2;
+  int keys = kAheadBytes / kLoadBytes * 64;
+  while (keys > least && keys * row_bytes > most_bytes) keys /= 2;
   return keys;
 }
 
-/// sums[row * kGroupKeys + j] = product of query row `row` and the key in keys[j].
+/// A unit of one key, once for each row of a vector.
+template <int kSlots, typename T>
+inline Vec load_unit(const T* p) {
+  if constexpr (kSlots == kLanes) {
+    return load_slots(p);
+  } else if constexpr (kPairs<T>) {
+    return load_pairs_repeated<kSlots>(p);
+  } else {
+    return load_repeated<kSlots>(p);
+  }
+}
+
+/// The same of `n` elements, and zeros.
+template <int kSlots, typename T>
+inline Vec load_unit_first(const T* p, int n) {
+  if constexpr (kSlots == kLanes) {
+    return load_slots_first(p, n);
+  } else if constexpr (kPairs<T>) {
+    return load_pairs_repeated_first<kSlots>(p, n);
+  } else {
+    return load_repeated_first<kSlots>(p, n);
+  }
+}
+
+/// Row `row` of kRows, from q on, as units of all rows: [unit][vector][row of the vector][slot].
 template <typename T, int kRows>
-inline void add_products(const float* q, const T* const (&keys)[kStepKeys<kRows>], int head_dim,
-                         NearRows& near, Vec* sums) {
-  constexpr int kKeys = kStepKeys<kRows>;
+inline void pack_query(const T* q, int head_dim, int row, float* units) {
+  using Shape = DotShape<T, kRows>;
+  float* to = units + row * Shape::kSlots;
+  constexpr int kElements = kLanes * kPerSlot<T>;
+  for (int d = 0; d < head_dim; d += kElements, to += Shape::kVecRows * Shape::kUnitSlots) {
+    const int left = head_dim - d;
+    const Vec slots = left < kElements ? load_slots_first(q + d, left) : load_slots(q + d);
+    float lanes[kLanes];
+    store(lanes, slots);
+    for (int i = 0; i < Shape::kVecRows && i * Shape::kUnit < left; ++i) {
+      __builtin_memcpy(to + i * Shape::kUnitSlots, lanes + i * Shape::kSlots,
+                       Shape::kSlots * sizeof(float));
+    }
+  }
+}
+
+/// sums[vector * kGroupKeys + j] = the products of all rows and the key in keys[j].
+template <typename T, int kRows>
+inline void add_products(const float* q, const T* const* keys, int head_dim, NearRows& near,
+                         Vec* sums) {
+  using Shape = DotShape<T, kRows>;
+  constexpr int kKeys = Shape::kStepKeys;
   // Sums of this step alone, so that the compiler keeps them in registers.
-  Vec own[kRows][kKeys];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+  Vec own[Shape::kVecs][kKeys];
+#pragma GCC unroll 16
+  for (int r = 0; r < Shape::kVecs; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) own[r][j] = splat(0.0f);
   }
-  for (int d = 0; d < head_dim; d += kUnit<T>) {
-    near.bring_lines<Prefetch, kLinesOf<kKeys * kUnit<T> * sizeof(T)>>();
-    Vec units[kKeys];
-    if (d + kUnit<T> <= head_dim) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) units[j] = load_slots(keys[j] + d);
-    } else {
-#pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) units[j] = load_slots_first(keys[j] + d, head_dim - d);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+  const auto add_unit = [&](const Vec(&units)[kKeys]) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int r = 0; r < Shape::kVecs; ++r) {
       const Vec query = load(q + r * kLanes);
 #pragma GCC unroll 4
       for (int j = 0; j < kKeys; ++j) own[r][j] = add_product<T>(units[j], query, own[r][j]);
     }
-    q += kRows * kLanes;
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+    q += Shape::kUnitSlots;
+  };
+  int d = 0;
+  Vec units[kKeys];
+  constexpr int kTurn = 2;  // units between two looks at what comes near
+  for (; d + kTurn * Shape::kUnit <= head_dim; d += kTurn * Shape::kUnit) {
+    near.bring_lines<Prefetch, kLinesOf<kTurn * kKeys * Shape::kUnit * sizeof(T)>>();
 #pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys<kRows> + j] = own[r][j];
+    for (int u = 0; u < kTurn; ++u) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; ++j) {
+        units[j] = load_unit<Shape::kSlots>(keys[j] + d + u * Shape::kUnit);
+      }
+      add_unit(units);
+    }
+  }
+  for (; d < head_dim; d += Shape::kUnit) {
+    const int left = head_dim - d;
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) {
+      units[j] = left < Shape::kUnit ? load_unit_first<Shape::kSlots>(keys[j] + d, left)
+                                     : load_unit<Shape::kSlots>(keys[j] + d);
+    }
+    add_unit(units);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Shape::kVecs; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys + j] = own[r][j];
   }
 }
 
-/// Scores times `scale` of kRows query rows, packed [unit][row][kLanes], and keys begin..end, a
-/// whole number of groups; keys at or past `n_keys` repeat the last one below it. Scores are
-/// [group][row][key]. Meanwhile `near` comes near.
+/// Scores times `scale` of kRows query rows, packed by pack_query, and keys begin..end; `begin` is
+/// a multiple of DotShape::kKeys, and scores are written up to the next multiple behind `end`. Keys
+/// at or past `n_keys` repeat the last one below it. Meanwhile `near` comes near.
 template <typename T, int kRows>
 [[gnu::noinline]] inline void score_keys(const float* q, const Rows<const T>& k, int begin, int end,
                                          int n_keys, int head_dim, Vec scale, NearRows near,
                                          float* scores) {
-  constexpr int kGroup = kGroupKeys<kRows>;
-  constexpr int kStep = kStepKeys<kRows>;
-  if (!keys_far_ahead<T>(kRows)) near.bring_all<Load>();
-  for (int group = begin; group < end; group += kGroup) {
-    Vec sums[kSums];
-#pragma GCC unroll 16
-    for (int s = 0; s < kSums; ++s) sums[s] = splat(0.0f);
+  using Shape = DotShape<T, kRows>;
+  float* to = scores + begin / kGroupKeys * Shape::kGroupSlots;
+  for (int key = begin; key < end; key += Shape::kKeys) {
+    Vec sums[Shape::kGroups * Shape::kVecs * kGroupKeys];
 #pragma GCC unroll 4
-    for (int step = 0; step < kGroup; step += kStep) {
-      const T* keys[kStep];
+    for (int group = 0; group < Shape::kGroups; ++group) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kStep; ++j) keys[j] = k[smaller(group + step + j, n_keys - 1)];
-      add_products<T, kRows>(q, keys, head_dim, near, sums + step);
+      for (int step = 0; step < kGroupKeys; step += Shape::kStepKeys) {
+        const T* keys[Shape::kStepKeys];
+#pragma GCC unroll 4
+        for (int j = 0; j < Shape::kStepKeys; ++j) {
+          keys[j] = k[smaller(key + group * kGroupKeys + step + j, n_keys - 1)];
+        }
+        add_products<T, kRows>(q, keys, head_dim, near,
+                               sums + group * Shape::kVecs * kGroupKeys + step);
+      }
     }
-    float* to = scores + group / kGroup * kSums;
-#pragma GCC unroll 4
-    for (int s = 0; s < kSums; s += kLanes) store(to + s, sums_of_lanes(sums + s) * scale);
+#pragma GCC unroll 8
+    for (int i = 0; i < Shape::kGroups * Shape::kGroupSlots / kLanes; ++i) {
+      store(to + i * kLanes, sums_of_parts<Shape::kSlots>(sums + i * Shape::kSlots) * scale);
+    }
+    to += Shape::kGroups * Shape::kGroupSlots;
   }
   near.bring_all<Prefetch>();
 }

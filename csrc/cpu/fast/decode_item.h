@@ -7,25 +7,38 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Parts of kFewRows rows in a batch: each has its own scores.
-inline constexpr int kBatchParts = kDecodeBatchRows / kFewRows;
+/// Rows of the parts that a batch's scores are stored in. A tile takes whole parts.
+inline constexpr int kPartRows = 4;
+inline constexpr int kBatchParts = kDecodeBatchRows / kPartRows;
 
 template <int kN>
 struct Count {
   static constexpr int value = kN;
 };
 
+/// Runs run(row, Count<kRows>()) as often as kRows rows are left; returns the next row.
+template <int kRows, typename Run>
+inline int for_tiles_of(int row, int n_rows, const Run& run) {
+  if constexpr (kRows <= kMostRows) {
+    for (; row + kRows <= n_rows; row += kRows) run(row, Count<kRows>());
+  }
+  return row;
+}
+
 /// Cuts n_rows rows into tiles: calls run(first row, Count<rows of the tile>()).
 template <typename Run>
 inline void for_each_tile(int n_rows, const Run& run) {
-  int row = 0;
-  for (; row + kMostRows <= n_rows; row += kMostRows) run(row, Count<kMostRows>());
-  for (; row + kFewRows <= n_rows; row += kFewRows) run(row, Count<kFewRows>());
-  const int n = n_rows - row;
-  if (n == 1) run(row, Count<1>());
-  if (n == 2) run(row, Count<2>());
-  if (n == 3) run(row, Count<3>());
+  int row = for_tiles_of<16>(0, n_rows, run);
+  row = for_tiles_of<12>(row, n_rows, run);
+  row = for_tiles_of<8>(row, n_rows, run);
+  row = for_tiles_of<4>(row, n_rows, run);
+  row = for_tiles_of<3>(row, n_rows, run);
+  row = for_tiles_of<2>(row, n_rows, run);
+  for_tiles_of<1>(row, n_rows, run);
 }
+
+/// Rows whose values are added at once, of a tile of `rows`.
+constexpr int rows_at_once(int rows) { return rows % 8 == 0 && kSums > 8 ? 8 : smaller(rows, 4); }
 
 template <typename T>
 class DecodeItem {
@@ -41,9 +54,10 @@ class DecodeItem {
         values_(from_span(value_rows<T>(launch, b, kv_h))),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
         n_rows_(sdpa_i64{args_.seq_len} * group_),
+        tile_rows_(first_tile_rows()),
         state_slots_(decode_state_slots(args_.value_dim)),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
-        part_slots_(static_cast<int>(args_.span_len) * kFewRows + 2 * kSums) {
+        part_slots_(static_cast<int>(args_.span_len) * kPartRows) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots_;
     const sdpa_i64 slots = kDecodeBatchRows * q_step_ + kBatchParts * part_slots_ + own_states +
                            RowTotal::slots(width());
@@ -103,30 +117,29 @@ class DecodeItem {
       seen[r] = visible(row + r);
       states[r] = state(args_.n_spans > 1 ? span_ : 0, row + r);
     }
-    for_each_tile(n_rows, [&](int r, auto count) {
-      for (int i = 0; i < count.value; ++i) {
-        pack_query(row + r + i, q_ + r * q_step_ + i * kLanes, count.value * kLanes);
-      }
-    });
+    for_each_tile(n_rows,
+                  [&](int r, auto count) { pack_queries<count.value>(row + r, q_ + r * q_step_); });
     plan_walks(n_keys);
     score(n_rows, n_keys, row == 0);
     for_each_tile(n_rows, [&](int r, auto count) {
-      softmax_span<count.value>(scores_of(r), n_keys, seen + r, states + r);
+      softmax_span<T, count.value>(scores_of(r), n_keys, seen + r, states + r);
     });
     add_all_values(n_rows, states, row == 0);
   }
 
-  /// Units of the query of row `row`, `step` slots apart.
-  void pack_query(sdpa_i64 row, float* to, int step) const {
-    const T* q = query_rows<T>(launch_, b_, head_of(row))[query_of(row)];
-    const int head_dim = static_cast<int>(args_.head_dim);
-    int d = 0;
-    for (; d + kUnit<T> <= head_dim; d += kUnit<T>, to += step) store(to, load_slots(q + d));
-    if (d < head_dim) store(to, load_slots_first(q + d, head_dim - d));
+  /// A tile of kRows query rows from `row` on, and zeros for rows that only fill its vectors.
+  template <int kRows>
+  void pack_queries(sdpa_i64 row, float* to) const {
+    using Shape = DotShape<T, kRows>;
+    for (int r = 0; r < Shape::kVecs * Shape::kVecRows; ++r) {
+      const T* q = r < kRows ? query_rows<T>(launch_, b_, head_of(row + r))[query_of(row + r)]
+                             : zero_row<T>();
+      pack_query<T, kRows>(q, static_cast<int>(args_.head_dim), r, to);
+    }
   }
 
-  /// Scores of the tile that starts with row `row` of the batch, a multiple of kFewRows.
-  float* scores_of(int row) const { return scores_ + row / kFewRows * part_slots_; }
+  /// Scores of the tile that starts with row `row` of the batch, a multiple of kPartRows.
+  float* scores_of(int row) const { return scores_ + row / kPartRows * part_slots_; }
 
   /// K or V from this span's first key on.
   Rows<const T> from_span(const Rows<const T>& rows) const {
@@ -135,51 +148,69 @@ class DecodeItem {
 
   /// The blocks of this span, and the keys that follow.
   void plan_walks(int n_keys) {
+    int least = 1;
+    for_each_tile(static_cast<int>(n_rows_),
+                  [&](int, auto count) { least = larger(DotShape<T, count.value>::kKeys, least); });
+    const bool is_one_tile = tile_rows_ == smaller<sdpa_i64>(n_rows_, kDecodeBatchRows);
     const int key_block =
-        key_block_len<T>(static_cast<int>(args_.head_dim), static_cast<int>(n_rows_));
-    const int value_block =
-        value_block_len<T>(static_cast<int>(args_.value_dim), first_tile_rows());
+        key_block_len<T>(static_cast<int>(args_.head_dim), tile_rows_, is_one_tile, least);
+    const int value_block = value_block_len<T>(static_cast<int>(args_.value_dim), tile_rows_);
     const sdpa_i64 n_next = smaller<sdpa_i64>(n_left() - n_keys, args_.span_len);
     key_walk_ = {memory_rows(keys_, 0, n_keys, args_.head_dim), key_block};
     value_walk_ = {memory_rows(values_, 0, n_keys, args_.value_dim), value_block};
     next_walk_ = {memory_rows(keys_, n_keys, n_next, args_.head_dim), key_block};
   }
 
-  /// Rows of the tile that meets K and V first, and hence brings them near.
+  /// Rows of the first tile.
   int first_tile_rows() const {
-    if (n_rows_ >= kMostRows) return kMostRows;
-    return static_cast<int>(smaller<sdpa_i64>(n_rows_, kFewRows));
+    int rows = 0;
+    for_each_tile(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)),
+                  [&](int r, auto count) { rows = r == 0 ? count.value : rows; });
+    return rows;
+  }
+
+  /// Loads block i of K, unless it came near before. Returns what shall while it is read.
+  MemoryRows begin_key_block(int i) const {
+    if (keys_far_ahead<T>(tile_rows_)) return key_walk_.during(i, value_walk_);
+    NearRows(key_walk_.at(i)).template bring_all<Load>();
+    return values_far_ahead<T>(tile_rows_) ? key_walk_.meanwhile(i, value_walk_) : MemoryRows();
+  }
+
+  /// The same of V.
+  MemoryRows begin_value_block(int i) const {
+    if (values_far_ahead<T>(tile_rows_)) return value_walk_.during(i, next_walk_);
+    NearRows(value_walk_.at(i)).template bring_all<Load>();
+    return {};
   }
 
   void score(int n_rows, int n_keys, bool is_first_batch) {
-    const bool is_far = keys_far_ahead<T>(first_tile_rows());
-    if (is_first_batch && is_far) {
+    if (is_first_batch && keys_far_ahead<T>(tile_rows_)) {
       NearRows(key_walk_.first()).template bring_all<Load>();
       NearRows(key_walk_.never_during(value_walk_)).template bring_all<Prefetch>();
     }
     const Vec scale = splat(args_.scale * kLog2E);
     for (int i = 0; i < key_walk_.n_blocks(); ++i) {
-      const MemoryRows rows = is_far ? key_walk_.during(i, value_walk_) : key_walk_.at(i);
+      const MemoryRows near = is_first_batch ? begin_key_block(i) : MemoryRows();
       for_each_tile(n_rows, [&](int r, auto count) {
         score_keys<T, count.value>(q_ + r * q_step_, keys_, key_walk_.begin(i), key_walk_.end(i),
                                    n_keys, static_cast<int>(args_.head_dim), scale,
-                                   is_first_batch && r == 0 ? NearRows(rows) : NearRows(),
-                                   scores_of(r));
+                                   NearRows(near.part(r, r + count.value, n_rows)), scores_of(r));
       });
     }
   }
 
   void add_all_values(int n_rows, float* const* states, bool is_first_batch) {
-    const bool is_far = values_far_ahead<T>(first_tile_rows(), static_cast<int>(args_.value_dim));
-    if (is_first_batch && is_far && !keys_far_ahead<T>(first_tile_rows())) {
-      NearRows(value_walk_.first()).template bring_all<Load>();
-    }
     for (int i = 0; i < value_walk_.n_blocks(); ++i) {
-      const MemoryRows rows = is_far ? value_walk_.during(i, next_walk_) : value_walk_.at(i);
+      const MemoryRows near = is_first_batch ? begin_value_block(i) : MemoryRows();
       for_each_tile(n_rows, [&](int r, auto count) {
-        add_block<T, count.value>({scores_of(r), values_, value_walk_.begin(i), value_walk_.end(i),
-                                   static_cast<int>(args_.value_dim), states + r},
-                                  is_first_batch && r == 0 ? NearRows(rows) : NearRows());
+        constexpr int kRows = rows_at_once(count.value);
+        for (int first = r; first < r + count.value; first += kRows) {
+          add_block<T, kRows>(
+              {scores_of(r) + (first - r) * kGroupKeys, DotShape<T, count.value>::kGroupSlots,
+               values_, value_walk_.begin(i), value_walk_.end(i), static_cast<int>(args_.value_dim),
+               states + first},
+              NearRows(near.part(first, first + kRows, n_rows)));
+        }
       });
     }
   }
@@ -233,16 +264,17 @@ class DecodeItem {
   const Rows<const T> values_;  ///< of this span
   const int group_;
   const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
+  const int tile_rows_;    ///< of the first tile, which decides how K and V come near
   const sdpa_i64 state_slots_;
   const int q_step_;      ///< slots of a packed query
-  const int part_slots_;  ///< slots of the scores of kFewRows rows
+  const int part_slots_;  ///< slots of the scores of kPartRows rows
 
   BlockWalk key_walk_;
   BlockWalk value_walk_;
   BlockWalk next_walk_;  ///< the keys of the next span
 
-  float* q_ = nullptr;       ///< of each tile [unit][row][kLanes], q_step_ slots a row
-  float* scores_ = nullptr;  ///< [part][group][kSums], then weights
+  float* q_ = nullptr;       ///< tiles, q_step_ slots a row
+  float* scores_ = nullptr;  ///< of each tile [group][row][key], then weights
   float* total_ = nullptr;   ///< one RowTotal
   float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]
 };

@@ -8,8 +8,9 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Whether arithmetic takes so long, `line_slots` multiply-adds a line of memory for each of n_rows
 /// rows, that it has to go on while memory is waited for: then rows come near kAheadBytes before
-/// they are read, between multiply-adds. With less to do it is faster to load each block at once.
-constexpr bool is_far_ahead(int line_slots, int n_rows) { return line_slots * n_rows >= 64; }
+/// they are read, between multiply-adds. With less to do it is faster to load each block at once:
+/// prefetches that come faster than memory answers are lost.
+constexpr bool is_far_ahead(int line_slots, int n_rows) { return line_slots * n_rows > 64; }
 
 /// With half of them wide rows lose a tenth of the rate, with a quarter of them all rows lose a
 /// fifth: memory answers too late. With more, too much would have to come near before a span
@@ -36,34 +37,30 @@ class BlockWalk {
     const int end = begin(i) + block_;
     return end < rows_.n_rows ? end : rows_.n_rows;
   }
-  MemoryRows at(int i) const { return slice(begin(i), end(i)); }
+  MemoryRows at(int i) const { return rows_.slice(begin(i), end(i)); }
 
   /// The rows that have to be near when the first one is read.
-  MemoryRows first() const { return slice(0, n_first()); }
+  MemoryRows first() const { return rows_.slice(0, n_first()); }
 
   /// What comes near while block i is read, far ahead: a later block, or, after the last one, a
   /// part of the first rows of `next`.
   MemoryRows during(int i, const BlockWalk& next) const {
     const int part = i + ahead_ - n_blocks_;
-    return part < 0 ? at(i + ahead_) : next.first_part(part, part + 1, ahead_);
+    return part < 0 ? at(i + ahead_) : next.first().part(part, part + 1, ahead_);
+  }
+
+  /// What comes near of the first rows of `next` while block i is loaded at once and read.
+  MemoryRows meanwhile(int i, const BlockWalk& next) const {
+    return next.first().part(i, i + 1, n_blocks_);
   }
 
   /// First rows of `next` that come near during none of the blocks, because these are too few.
   MemoryRows never_during(const BlockWalk& next) const {
-    return next.first_part(0, ahead_ > n_blocks_ ? ahead_ - n_blocks_ : 0, ahead_);
+    return next.first().part(0, ahead_ > n_blocks_ ? ahead_ - n_blocks_ : 0, ahead_);
   }
 
  private:
-  MemoryRows slice(int begin, int end) const {
-    return {rows_.first + begin * rows_.stride, rows_.stride, rows_.row_bytes, end - begin};
-  }
-
   int n_first() const { return ahead_ < n_blocks_ ? ahead_ * block_ : rows_.n_rows; }
-
-  /// Parts begin..end of `parts` that the first rows are cut into.
-  MemoryRows first_part(int begin, int end, int parts) const {
-    return slice(n_first() * begin / parts, n_first() * end / parts);
-  }
 
   MemoryRows rows_;
   int block_ = 1;  ///< rows of a block

@@ -7,80 +7,78 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Groups of a span's scores, an even number: the softmax takes two at once.
-template <int kRows>
-inline int group_count(int n_keys) {
-  const int groups = (n_keys + kGroupKeys<kRows> - 1) / kGroupKeys<kRows>;
-  return (groups + 1) / 2 * 2;
+/// Slots after which rows repeat, whole groups and whole vectors: one is a multiple of the other.
+template <typename T, int kRows>
+inline constexpr int kPeriod = larger(DotShape<T, kRows>::kGroupSlots, kLanes);
+
+/// Slots of a span's scores, an even number of periods: the softmax takes two at once. As two
+/// periods are at most 32 keys, these are no more than span_len keys need.
+template <typename T, int kRows>
+inline int score_slots(int n_keys) {
+  constexpr int kGroupSlots = DotShape<T, kRows>::kGroupSlots;
+  static_assert(kPeriod<T, kRows> % kGroupSlots == 0 && kPeriod<T, kRows> % kLanes == 0);
+  const int slots = (n_keys + kGroupKeys - 1) / kGroupKeys * kGroupSlots;
+  constexpr int kTwo = 2 * kPeriod<T, kRows>;
+  return (slots + kTwo - 1) / kTwo * kTwo;
 }
 
-/// Hides keys visible..computed of one row from its softmax.
-template <int kRows>
-inline void hide_keys(float* scores, int row, int visible, int computed) {
-  constexpr int kGroup = kGroupKeys<kRows>;
-  for (int key = visible; key < computed; ++key) {
-    scores[key / kGroup * kSums + row * kGroup + key % kGroup] = -kInfinity;
+/// Hides keys from `visible` on of one row from its softmax.
+template <int kGroupSlots>
+inline void hide_keys(float* scores, int row, int visible, int n_slots) {
+  const int n_keys = n_slots / kGroupSlots * kGroupKeys;
+  for (int key = visible; key < n_keys; ++key) {
+    scores[key / kGroupKeys * kGroupSlots + row * kGroupKeys + key % kGroupKeys] = -kInfinity;
   }
 }
 
-/// Lanes of a group's slots, row by row, to one value a row.
-template <int kRows>
-inline void max_of_rows(const float (&slots)[kSums], float (&rows)[kMostRows]) {
-  for (int r = 0; r < kRows; ++r) {
-    rows[r] = -kInfinity;
-    for (int j = 0; j < kGroupKeys<kRows>; ++j) {
-      const float slot = slots[r * kGroupKeys<kRows> + j];
-      if (slot > rows[r]) rows[r] = slot;
-    }
+/// Calls run(slot) for those slots of a period that belong to row `row`.
+template <int kGroupSlots, int kSlots, typename Run>
+inline void for_slots_of(int row, const Run& run) {
+  for (int group = 0; group < kSlots; group += kGroupSlots) {
+    for (int j = 0; j < kGroupKeys; ++j) run(group + row * kGroupKeys + j);
   }
-}
-template <int kRows>
-inline float sum_of_row(const float (&slots)[kSums], int row) {
-  float sum = 0;
-  for (int j = 0; j < kGroupKeys<kRows>; ++j) sum += slots[row * kGroupKeys<kRows> + j];
-  return sum;
 }
 
 /// Turns scores [group][row][key] into weights at the same place and writes maxima and sums of the
 /// rows' states. visible[r] keys of the span are seen by row r.
-template <int kRows>
+template <typename T, int kRows>
 inline void softmax_span(float* scores, int n_keys, const int* visible, float* const* states) {
-  const int n_groups = group_count<kRows>(n_keys);
-  const int n_slots = n_groups * kSums;
-  for (int r = 0; r < kRows; ++r) {
-    hide_keys<kRows>(scores, r, visible[r], n_groups * kGroupKeys<kRows>);
-  }
+  constexpr int kGroupSlots = DotShape<T, kRows>::kGroupSlots;
+  constexpr int kSlots = kPeriod<T, kRows>;
+  const int n_slots = score_slots<T, kRows>(n_keys);
+  for (int r = 0; r < kRows; ++r) hide_keys<kGroupSlots>(scores, r, visible[r], n_slots);
 
-  float slots[kSums];
-  for (int s = 0; s < kSums; s += kLanes) {
+  alignas(64) float slots[kSlots];
+  for (int s = 0; s < kSlots; s += kLanes) {
     Vec maximum = splat(-kInfinity);
-    for (int i = s; i < n_slots; i += kSums) maximum = max(load(scores + i), maximum);
+    for (int i = s; i < n_slots; i += kSlots) maximum = max(load(scores + i), maximum);
     store(slots + s, maximum);
   }
-  float maxima[kMostRows];
-  max_of_rows<kRows>(slots, maxima);
-  for (int s = 0; s < kSums; ++s) {
-    const int r = s / kGroupKeys<kRows>;
-    // Never subtract -inf: a row that sees nothing has weights of 0. Unused slots are 0.
-    slots[s] = r < kRows && maxima[r] != -kInfinity ? maxima[r] : 0.0f;
+  for (int r = 0; r < kRows; ++r) {
+    float most = -kInfinity;
+    for_slots_of<kGroupSlots, kSlots>(r, [&](int s) { most = larger(slots[s], most); });
+    states[r][kStateMaximum] = most;
+    // Never subtract -inf: a row that sees nothing has weights of 0.
+    const float reference = most == -kInfinity ? 0.0f : most;
+    for_slots_of<kGroupSlots, kSlots>(r, [&](int s) { slots[s] = reference; });
   }
 
-  float sums[kSums];
-  for (int s = 0; s < kSums; s += kLanes) {
+  for (int s = 0; s < kSlots; s += kLanes) {
     const Vec reference = load(slots + s);
     Vec sum = splat(0.0f);
-    for (int i = s; i < n_slots; i += 2 * kSums) {
+    for (int i = s; i < n_slots; i += 2 * kSlots) {
       const Vec first = exp2(load(scores + i) - reference);
-      const Vec second = exp2(load(scores + i + kSums) - reference);
+      const Vec second = exp2(load(scores + i + kSlots) - reference);
       sum = sum + (first + second);
       store(scores + i, first);
-      store(scores + i + kSums, second);
+      store(scores + i + kSlots, second);
     }
-    store(sums + s, sum);
+    store(slots + s, sum);
   }
   for (int r = 0; r < kRows; ++r) {
-    states[r][kStateMaximum] = maxima[r];
-    states[r][kStateSum] = sum_of_row<kRows>(sums, r);
+    float sum = 0;
+    for_slots_of<kGroupSlots, kSlots>(r, [&](int s) { sum += slots[s]; });
+    states[r][kStateSum] = sum;
   }
 }
 

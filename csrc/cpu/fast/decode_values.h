@@ -5,24 +5,21 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Whether values come near far ahead of n_rows rows. Nothing has to be widened in f32, so that
-/// four rows have little to do unless the columns of a value take several turns.
+/// Whether values come near far ahead of n_rows rows.
 template <typename T>
-constexpr bool values_far_ahead(int n_rows, int value_dim) {
-  constexpr int kLineSlots = kLineBytes / static_cast<int>(sizeof(T));
-  const bool is_little = sizeof(T) == sizeof(float) && n_rows <= 4 && value_dim <= 128;
-  return is_far_ahead(kLineSlots, n_rows) && !is_little;
+constexpr bool values_far_ahead(int n_rows) {
+  return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)), n_rows);
 }
 
 /// Keys whose weighted values are added in registers, from zero, before they go to memory: it ends
-/// a chain of f32 additions, and their rows of V stay in the L1 cache for the next columns. A
-/// multiple of the keys of a step. n_rows are the rows of the first tile.
+/// a chain of f32 additions, of which 16-bit results allow longer ones, and their rows of V stay in
+/// the L1 cache for the next columns. A multiple of kGroupKeys. n_rows are those of the first tile.
 template <typename T>
 inline int value_block_len(int value_dim, int n_rows) {
   const int row_bytes = value_dim * static_cast<int>(sizeof(T));
-  const int most_bytes = values_far_ahead<T>(n_rows, value_dim) ? kAheadBytes : kLoadBytes;
-  int keys = 32;
-  while (keys > 4 && keys * row_bytes > most_bytes) keys /= 2;
+  const int most_bytes = values_far_ahead<T>(n_rows) ? kAheadBytes : kLoadBytes;
+  int keys = sizeof(T) < sizeof(float) ? 64 : 32;
+  while (keys > kGroupKeys && keys * row_bytes > most_bytes) keys /= 2;
   return keys;
 }
 
@@ -31,10 +28,11 @@ inline void add_to(float* numerators, Vec sums, bool first) {
   store(numerators, first ? sums : load(numerators) + sums);
 }
 
-/// One block of keys, from `begin` on.
+/// One block of keys, from `begin` on, a multiple of kGroupKeys.
 template <typename T>
 struct ValueBlock {
-  const float* weights;  ///< of the tile, from the span's first key on
+  const float* weights;  ///< [group][row][key] of the tile, from the span's first key on
+  int group_slots;
   Rows<const T> v;
   int begin;
   int end;
@@ -42,95 +40,84 @@ struct ValueBlock {
   float* const* states;  ///< of the tile's rows
 };
 
-/// Weights of kRows rows and kStepKeys consecutive keys, from the first of them on: read four at
-/// once, which leaves the loads to the values.
+/// Weights of kRows rows and the keys of a group. Where registers allow, four are read at once and
+/// each is spread by a shuffle, which leaves the loads to the values.
 template <int kRows>
-class StepWeights {
+class GroupWeights {
  public:
-  explicit StepWeights(const float* weights) {
+  explicit GroupWeights(const float* weights) : weights_(weights) {
+    if constexpr (kInRegisters) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kFours; ++i) fours_[i] = load_four(weights + i * kFourStep);
+      for (int r = 0; r < kRows; ++r) fours_[r] = load_four(weights + r * kGroupKeys);
+    }
   }
 
-  /// The weight of row `row` and the step's key `key`, in all lanes.
-  Vec splat(int row, int key) const {
-    const int slot = kGroup < 4 ? row * kGroup + key : 4 * row + key;
-    const Vec four = fours_[slot / 4];
-    switch (slot % 4) {
+  /// The weight of row `row` and the group's key `key`, in all lanes.
+  Vec operator()(int row, int key) const {
+    if constexpr (!kInRegisters) return splat(weights_[row * kGroupKeys + key]);
+    switch (key) {
       case 0:
-        return splat_lane<0>(four);
+        return splat_lane<0>(fours_[row]);
       case 1:
-        return splat_lane<1>(four);
+        return splat_lane<1>(fours_[row]);
       case 2:
-        return splat_lane<2>(four);
+        return splat_lane<2>(fours_[row]);
       default:
-        return splat_lane<3>(four);
+        return splat_lane<3>(fours_[row]);
     }
   }
 
  private:
-  static constexpr int kGroup = kGroupKeys<kRows>;
-  static constexpr int kFours = kGroup < 4 ? (kRows * kGroup + 3) / 4 : kRows;
-  static constexpr int kFourStep = kGroup < 4 ? 4 : kGroup;
+  static constexpr bool kInRegisters = kSums > 8;
 
-  Vec fours_[kFours];
+  const float* weights_;
+  Vec fours_[kInRegisters ? kRows : 1];
 };
 
-/// kVecs vectors of columns from `column` on; `tail` is their number where they are fewer than one
-/// vector, else 0. Weights stay f32 for every dtype: rounding them to bf16 would cost a row whose
-/// largest values hang on one small weight more than the output's own rounding leaves room for.
+/// kVecs vectors of columns from `column` on; `tail` is the number of the last one's where they are
+/// fewer than kLanes, else 0. Weights stay f32 for every dtype: rounding them to bf16 would cost a
+/// row whose largest values hang on one small weight more than the output's own rounding leaves
+/// room for.
 template <typename T, int kRows, int kVecs>
 [[gnu::always_inline]] inline void add_values(const ValueBlock<T>& block, int column, int tail,
                                               NearRows& to_near) {
   NearRows near = to_near;  // in registers
-  constexpr int kGroup = kGroupKeys<kRows>;
-  constexpr int kStep = kStepKeys<kRows>;
   Vec sums[kRows][kVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) sums[r][c] = splat(0.0f);
   }
-  const auto load_values = [&](int key, Vec(&values)[kVecs]) __attribute__((always_inline)) {
-    const T* from = block.v[key] + column;
-#pragma GCC unroll 16
-    for (int c = 0; c < kVecs; ++c) {
-      values[c] = kVecs == 1 && tail != 0 ? load_first(from, tail) : load(from + c * kLanes);
-    }
-  };
   constexpr int kKeyBytes = kVecs * kLanes * static_cast<int>(sizeof(T));
   constexpr bool kByKey = kKeyBytes >= kLineBytes;
-  const auto weights_of = [&](unsigned key) {
-    return block.weights + key / kGroup * kSums + key % kGroup;
-  };
-  int key = block.begin;
-  for (; key + kStep <= block.end; key += kStep) {
-    if constexpr (!kByKey) near.bring_lines<Prefetch, kLinesOf<kStep * kKeyBytes>>();
-    const StepWeights<kRows> weights(weights_of(static_cast<unsigned>(key)));
-#pragma GCC unroll 4
-    for (int j = 0; j < kStep; ++j) {
-      if constexpr (kByKey) near.bring_lines<Prefetch, kLinesOf<kKeyBytes>>();
-      Vec values[kVecs];
-      load_values(key + j, values);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Vec weight = weights.splat(r, j);
-#pragma GCC unroll 16
-        for (int c = 0; c < kVecs; ++c) sums[r][c] = fma(values[c], weight, sums[r][c]);
-      }
-    }
-  }
-  for (; key < block.end; ++key) {
-    near.bring_lines<Prefetch, kLinesOf<kKeyBytes>>();
-    const float* weights = weights_of(static_cast<unsigned>(key));
+  const auto add_key = [&](int key, const GroupWeights<kRows>& weights,
+                           int j) __attribute__((always_inline)) {
+    if constexpr (kByKey) near.bring_lines<Prefetch, kLinesOf<kKeyBytes>>();
+    const T* from = block.v[key] + column;
     Vec values[kVecs];
-    load_values(key, values);
+#pragma GCC unroll 16
+    for (int c = 0; c < kVecs; ++c) {
+      const bool is_part = c == kVecs - 1 && tail != 0;
+      values[c] = is_part ? load_first(from + c * kLanes, tail) : load(from + c * kLanes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec weight = splat(weights[r * kGroup]);
+      const Vec weight = weights(r, j);
 #pragma GCC unroll 16
       for (int c = 0; c < kVecs; ++c) sums[r][c] = fma(values[c], weight, sums[r][c]);
     }
+  };
+  const float* weights = block.weights + block.begin / kGroupKeys * block.group_slots;
+  int key = block.begin;
+  for (; key + kGroupKeys <= block.end; key += kGroupKeys, weights += block.group_slots) {
+    if constexpr (!kByKey) near.bring_lines<Prefetch, kLinesOf<kGroupKeys * kKeyBytes>>();
+    const GroupWeights<kRows> group(weights);
+#pragma GCC unroll 4
+    for (int j = 0; j < kGroupKeys; ++j) add_key(key + j, group, j);
+  }
+  if (key < block.end) {
+    const GroupWeights<kRows> group(weights);
+    for (int j = 0; key + j < block.end; ++j) add_key(key + j, group, j);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -143,27 +130,30 @@ template <typename T, int kRows, int kVecs>
   to_near = near;
 }
 
-/// As many whole vectors as registers hold at once, then half as many, and so on.
+/// n_vecs, at most kVecs, vectors of columns.
 template <typename T, int kRows, int kVecs>
-inline int add_whole_vectors(const ValueBlock<T>& block, int column, NearRows& near) {
-  for (; column + kVecs * kLanes <= block.value_dim; column += kVecs * kLanes) {
-    add_values<T, kRows, kVecs>(block, column, 0, near);
-  }
+inline void add_vectors(const ValueBlock<T>& block, int column, int n_vecs, int tail,
+                        NearRows& near) {
   if constexpr (kVecs > 1) {
-    return add_whole_vectors<T, kRows, kVecs / 2>(block, column, near);
-  } else {
-    return column;
+    if (n_vecs < kVecs) return add_vectors<T, kRows, kVecs - 1>(block, column, n_vecs, tail, near);
   }
+  add_values<T, kRows, kVecs>(block, column, tail, near);
 }
 
-/// All columns of the block. Meanwhile `near` comes near.
+/// All columns of the block, in as few turns as registers allow, about as many in each. Meanwhile
+/// `near` comes near.
 template <typename T, int kRows>
 inline void add_block(const ValueBlock<T>& block, NearRows near) {
-  if (!values_far_ahead<T>(kRows, block.value_dim)) near.bring_all<Load>();
-  constexpr int kMostVecs = kGroupKeys<kRows> < 8 ? kGroupKeys<kRows> : 8;
-  const int column = add_whole_vectors<T, kRows, kMostVecs>(block, 0, near);
-  if (column < block.value_dim) {
-    add_values<T, kRows, 1>(block, column, block.value_dim - column, near);
+  constexpr int kMostVecs = smaller(kSums / (kRows == 3 ? 4 : kRows), 8);
+  int n_vecs = (block.value_dim + kLanes - 1) / kLanes;
+  int turns = (n_vecs + kMostVecs - 1) / kMostVecs;
+  int column = 0;
+  for (; turns > 0; --turns) {
+    const int now = (n_vecs + turns - 1) / turns;
+    n_vecs -= now;
+    add_vectors<T, kRows, kMostVecs>(block, column, now, n_vecs == 0 ? block.value_dim % kLanes : 0,
+                                     near);
+    column += now * kLanes;
   }
   near.bring_all<Prefetch>();
 }

@@ -8,11 +8,11 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 template <typename T>
-inline T smaller(T a, T b) {
+constexpr T smaller(T a, T b) {
   return b < a ? b : a;
 }
 template <typename T>
-inline T larger(T a, T b) {
+constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
 

@@ -34,6 +34,17 @@ struct MemoryRows {
 
   int lines() const { return n_rows * ((row_bytes + kLineBytes - 1) / kLineBytes); }
 
+  MemoryRows slice(int begin, int end) const {
+    return {first + begin * stride, stride, row_bytes, end - begin};
+  }
+
+  /// Parts begin..end of `parts`.
+  MemoryRows part(int begin, int end, int parts) const {
+    const bool is_all = begin == 0 && end == parts;
+    if (n_rows == 0 || is_all) return *this;  // often, and divisions are slow
+    return slice(n_rows * begin / parts, n_rows * end / parts);
+  }
+
   /// Rows without a gap between them are one long row.
   MemoryRows joined() const {
     return stride == row_bytes && n_rows > 0 ? MemoryRows{first, stride, row_bytes * n_rows, 1}

@@ -1,6 +1,7 @@
 // Span states merged in span order, for rows that see more than one span.
 #pragma once
 
+#include "cpu/fast/launch_view.h"
 #include "cpu/fast/simd.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
@@ -30,8 +31,8 @@ class RowTotal {
   void merge(const RowState& added) {
     const float merged = added.maximum > maximum() ? added.maximum : maximum();
     const float reference = merged == -kInfinity ? 0.0f : merged;
-    const Vec keep = splat(exp2(maximum() - reference));
-    const Vec factor = splat(exp2(added.maximum - reference));
+    const Vec keep = exp2(splat(maximum() - reference));
+    const Vec factor = exp2(splat(added.maximum - reference));
     maximum() = merged;
     float sum[kLanes] = {added.sum};
     add(0, load(sum), keep, factor);

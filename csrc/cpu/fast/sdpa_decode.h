@@ -8,9 +8,6 @@ namespace metal_sdpa::cpu {
 /// Query rows under one KV head, L * Hq / Hkv, that share one reading of its keys from memory.
 constexpr int kDecodeBatchRows = 16;
 
-/// Query rows of a tile: what the kernels keep in registers at once.
-constexpr int kDecodeTileRows = 8;
-
 /// Keys of one span: about 256 KB of K and V, so that a state costs a hundredth of reading its
 /// keys, from 64 keys to 512, where a chain of f32 additions must end.
 constexpr int decode_span_len(int element_bytes, int head_dim, int value_dim) {

@@ -22,14 +22,13 @@ void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, P
 }
 
 /// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
-/// sdpa_prefill multiplies faster, sooner where elements are widened, which it does once for all
-/// rows, or products are of bf16 pairs. Vectors of 4 without a multiply-add are slow at widening.
+/// sdpa_prefill multiplies faster, which packs K and V once for all rows; sooner where products are
+/// of bf16 pairs, which sdpa_decode makes of K alone. The baseline is slow at widening.
 std::int64_t most_rows(DType dtype, Isa isa) {
+  if (isa == Isa::baseline && dtype != DType::f32) return 8;
+  const bool has_pairs = dtype == DType::bf16 && isa == Isa::avx512_bf16;
   const bool is_wide = isa == Isa::avx512 || isa == Isa::avx512_bf16;
-  if (dtype == DType::f32) return is_wide ? 28 : 24;
-  if (isa == Isa::baseline) return 8;
-  const bool has_pairs = isa == Isa::avx512_bf16 || isa == Isa::neon_bf16;
-  return is_wide && !(dtype == DType::bf16 && has_pairs) ? 24 : 16;
+  return is_wide && !has_pairs ? 48 : 16;
 }
 
 /// sdpa_prefill gives so many rows of a KV head to one thread, which a large group (few KV heads)
@@ -37,7 +36,7 @@ std::int64_t most_rows(DType dtype, Isa isa) {
 bool suits_decode(const SdpaProblem& problem, Isa isa) {
   const std::int64_t group = problem.n_heads / problem.n_kv_heads;
   std::int64_t most = most_rows(problem.dtype, isa);
-  if (group >= 8) most = std::max<std::int64_t>(most, problem.seq_len == 1 ? 32 : 16);
+  if (group >= 8) most = std::max<std::int64_t>(most, problem.seq_len == 1 ? 48 : 16);
   return rows_per_kv_head(problem) <= most;
 }
 

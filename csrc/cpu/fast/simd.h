@@ -18,7 +18,9 @@
 //   reduce_add(v) reduce_max(v)  over lanes, as a tree
 //   interleave(a, b, lo, hi)     a0 b0 a1 b1 ..., its first and its second half
 //   pair_sums(a, b)              in each block of 4 lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3
-//   block_sums(v)                block i of the result is the sum of the blocks of v[i]
+//   block_pair_sums(a, b)        the same of whole blocks, where there are several
+//   load_repeated<n>(p)          n elements, from 4 to less than kLanes, repeated
+//   load_repeated_first<n>(p, m) those below m, zeros for the others; reads no more
 //   load_four(p)                 4 consecutive f32, repeated in each block
 //   splat_lane<i>(four)          lane i of each block in all of its lanes
 //   kHasPairDot                  whether there are dot products of bf16 pairs, two in each lane:
@@ -34,6 +36,8 @@
 //     sqrt(v)
 //     load_pairs(p)              2 * kLanes consecutive bf16
 //     load_pairs_first(p, n)     as load_first, n from 0 to 2 * kLanes
+//     load_pairs_repeated<n>(p)  as load_repeated, n pairs
+//     load_pairs_repeated_first<n>(p, m)   those of m bf16, zeros for the others
 #pragma once
 
 #include <cstdint>
@@ -70,12 +74,6 @@ inline Vec exp2(Vec x) {
   return times_power_of_two(p, n);
 }
 
-inline float exp2(float x) {
-  float lanes[kLanes];
-  store(lanes, exp2(splat(x)));
-  return lanes[0];
-}
-
 /// Rows become columns. Zipping the first half with the second, log2(kLanes) times over.
 inline void transpose(Vec (&rows)[kLanes]) {
 #pragma GCC unroll 4
@@ -90,17 +88,29 @@ inline void transpose(Vec (&rows)[kLanes]) {
   }
 }
 
-/// Lane i of the result is the sum of the lanes of v[i], all by the same tree.
-inline Vec sums_of_lanes(const Vec* v) {
-  Vec sums[kLanes];
+/// Vectors of parts of kPart lanes each, kPart vectors: sums of the lanes of each part, all by the
+/// same tree, in blocks of 4: [vectors by fours][part][4].
+template <int kPart>
+inline Vec sums_of_parts(const Vec* v) {
+  Vec sums[kPart];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) sums[i] = v[i];
+  for (int i = 0; i < kPart; ++i) sums[i] = v[i];
 #pragma GCC unroll 2
-  for (int half = kLanes / 2; half >= kLanes / 4; half /= 2) {
+  for (int half = kPart / 2; half >= kPart / 4; half /= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < half; ++i) sums[i] = pair_sums(sums[2 * i], sums[2 * i + 1]);
   }
-  return block_sums(sums);
+  if constexpr (kPart > 4) {
+#pragma GCC unroll 2
+    for (int half = kPart / 8; half > 0; half /= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < half; ++i) sums[i] = block_pair_sums(sums[2 * i], sums[2 * i + 1]);
+    }
+  }
+  return sums[0];
 }
+
+/// Lane i of the result is the sum of the lanes of v[i].
+inline Vec sums_of_lanes(const Vec* v) { return sums_of_parts<kLanes>(v); }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -98,13 +98,29 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 inline Vec pair_sums(Vec a, Vec b) {
   return _mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xdd);
 }
-inline Vec block_sums(const Vec* v) {
-  return _mm256_permute2f128_ps(v[0], v[1], 0x20) + _mm256_permute2f128_ps(v[0], v[1], 0x31);
+inline Vec block_pair_sums(Vec a, Vec b) {
+  return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
 }
 
-inline Vec load_four(const float* p) {
+template <int kN>
+inline Vec load_repeated(const float* p) {
+  static_assert(kN == 4);
   return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
 }
+template <int kN, typename T>
+inline Vec load_repeated(const T* p) {
+  static_assert(kN == 4);
+  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return widen(p, _mm_broadcastq_epi64(bits));
+}
+template <int kN, typename T>
+inline Vec load_repeated_first(const T* p, int n) {
+  T part[kN] = {};
+  copy_elements(p, part, n);
+  return load_repeated<kN>(part);
+}
+
+inline Vec load_four(const float* p) { return load_repeated<4>(p); }
 template <int kLane>
 inline Vec splat_lane(Vec four) {
   return _mm256_permute_ps(four, kLane * 0x55);

@@ -79,14 +79,39 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 inline Vec pair_sums(Vec a, Vec b) {
   return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd);
 }
-inline Vec block_sums(const Vec* v) {
-  const auto add_neighbours = [](Vec a, Vec b) {
-    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
-  };
-  return add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
+inline Vec block_pair_sums(Vec a, Vec b) {
+  return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
 }
 
-inline Vec load_four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+inline Vec repeat(__m128 block) { return _mm512_broadcast_f32x4(block); }
+inline Vec repeat(__m256 half) { return _mm512_broadcast_f32x8(half); }
+template <int kN>
+inline Vec load_repeated(const float* p) {
+  if constexpr (kN == 8) return repeat(_mm256_loadu_ps(p));
+  if constexpr (kN == 4) return repeat(_mm_loadu_ps(p));
+}
+template <int kN>
+inline Vec load_repeated_first(const float* p, int n) {
+  const __m256 first = _mm256_maskz_loadu_ps(static_cast<__mmask8>(first_lanes(n)), p);
+  if constexpr (kN == 8) return repeat(first);
+  if constexpr (kN == 4) return repeat(_mm256_castps256_ps128(first));
+}
+template <int kN, typename T>
+inline Vec widen_repeated(const T* p, __m128i bits) {
+  if constexpr (kN == 8) return widen(p, _mm256_broadcastsi128_si256(bits));
+  if constexpr (kN == 4) return widen(p, _mm256_broadcastq_epi64(bits));
+}
+template <int kN, typename T>
+inline Vec load_repeated(const T* p) {
+  const auto* bits = reinterpret_cast<const __m128i*>(p);
+  return widen_repeated<kN>(p, kN == 8 ? _mm_loadu_si128(bits) : _mm_loadl_epi64(bits));
+}
+template <int kN, typename T>
+inline Vec load_repeated_first(const T* p, int n) {
+  return widen_repeated<kN>(p, _mm_maskz_loadu_epi16(static_cast<__mmask8>(first_lanes(n)), p));
+}
+
+inline Vec load_four(const float* p) { return load_repeated<4>(p); }
 template <int kLane>
 inline Vec splat_lane(Vec four) {
   return _mm512_permute_ps(four, kLane * 0x55);
@@ -132,6 +157,16 @@ inline Vec load_pairs(const BF16* p) { return _mm512_castsi512_ps(_mm512_loadu_s
 inline Vec load_pairs_first(const BF16* p, int n) {
   const auto first = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
   return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, p));
+}
+template <int kN>
+inline Vec load_pairs_repeated(const BF16* p) {
+  return load_repeated<kN>(reinterpret_cast<const float*>(p));
+}
+template <int kN>
+inline Vec load_pairs_repeated_first(const BF16* p, int n) {
+  const __m256 first = _mm256_castsi256_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+  if constexpr (kN == 8) return repeat(first);
+  if constexpr (kN == 4) return repeat(_mm256_castps256_ps128(first));
 }
 #endif
 

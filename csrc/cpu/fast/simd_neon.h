@@ -75,7 +75,11 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 
 inline Vec pair_sums(Vec a, Vec b) { return vpaddq_f32(a, b); }
 
-inline Vec block_sums(const Vec* v) { return v[0]; }
+Vec block_pair_sums(Vec a, Vec b);  // a vector is one block
+template <int kN, typename T>
+Vec load_repeated(const T* p);
+template <int kN, typename T>
+Vec load_repeated_first(const T* p, int n);
 
 inline Vec load_four(const float* p) { return load(p); }
 template <int kLane>
@@ -124,6 +128,10 @@ inline Vec load_pairs_first(const BF16* p, int n) {
   copy_elements(p, pairs, n);
   return load_pairs(pairs);
 }
+template <int kN>
+Vec load_pairs_repeated(const BF16* p);
+template <int kN>
+Vec load_pairs_repeated_first(const BF16* p, int n);
 #endif
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -16,5 +16,9 @@ std::uint32_t lanes_over(Vec a, Vec b);
 Vec sqrt(Vec v);
 Vec load_pairs(const BF16* p);
 Vec load_pairs_first(const BF16* p, int n);
+template <int kN>
+Vec load_pairs_repeated(const BF16* p);
+template <int kN>
+Vec load_pairs_repeated_first(const BF16* p, int n);
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -119,7 +119,11 @@ inline Vec pair_sums(Vec a, Vec b) {
   return _mm_shuffle_ps(a, b, 0x88) + _mm_shuffle_ps(a, b, 0xdd);
 }
 
-inline Vec block_sums(const Vec* v) { return v[0]; }
+Vec block_pair_sums(Vec a, Vec b);  // a vector is one block
+template <int kN, typename T>
+Vec load_repeated(const T* p);
+template <int kN, typename T>
+Vec load_repeated_first(const T* p, int n);
 
 inline Vec load_four(const float* p) { return load(p); }
 template <int kLane>
