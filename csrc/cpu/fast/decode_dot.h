@@ -31,7 +31,7 @@ template <typename T, int kRows>
 constexpr int rows_per_vector() {
   constexpr int kBlocks = kLanes / 4;  // sums are added up within blocks of four lanes
   constexpr bool kIsWidened = sizeof(T) < sizeof(float) && !kPairs<T>;
-  if (kIsWidened && kRows < 3) return 1;
+  if (kIsWidened && (kRows < 3 || kRows == 4)) return 1;
   if (kBlocks < 4) return kIsWidened && kRows > 4 ? 1 : smaller(kRows, kBlocks);
   if (kRows >= (kIsWidened ? 12 : 8)) return 4;
   return smaller(kRows, 2);
