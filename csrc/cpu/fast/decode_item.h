@@ -169,28 +169,24 @@ class DecodeItem {
     return rows;
   }
 
-  /// Loads block i of K, unless it came near before. Returns what shall while it is read.
-  MemoryRows begin_key_block(int i) const {
-    if (keys_far_ahead<T>(tile_rows_)) return key_walk_.during(i, value_walk_);
-    NearRows(key_walk_.at(i)).template bring_all<Load>();
-    return values_far_ahead<T>(tile_rows_) ? key_walk_.meanwhile(i, value_walk_) : MemoryRows();
-  }
-
-  /// The same of V.
-  MemoryRows begin_value_block(int i) const {
-    if (values_far_ahead<T>(tile_rows_)) return value_walk_.during(i, next_walk_);
-    NearRows(value_walk_.at(i)).template bring_all<Load>();
-    return {};
+  /// Loads block i of `walk`, unless it came near far ahead. Returns what shall come near while it
+  /// is read; `next` is what follows.
+  static MemoryRows begin_block(const BlockWalk& walk, int i, bool is_far, const BlockWalk& next) {
+    if (is_far) return walk.during(i, next);
+    NearRows(walk.at(i)).template bring_all<Load>();
+    return walk.meanwhile(i, next);
   }
 
   void score(int n_rows, int n_keys, bool is_first_batch) {
-    if (is_first_batch && keys_far_ahead<T>(tile_rows_)) {
+    const bool is_far = keys_far_ahead<T>(tile_rows_);
+    if (is_first_batch && is_far) {
       NearRows(key_walk_.first()).template bring_all<Load>();
       NearRows(key_walk_.never_during(value_walk_)).template bring_all<Prefetch>();
     }
     const Vec scale = splat(args_.scale * kLog2E);
     for (int i = 0; i < key_walk_.n_blocks(); ++i) {
-      const MemoryRows near = is_first_batch ? begin_key_block(i) : MemoryRows();
+      const MemoryRows near =
+          is_first_batch ? begin_block(key_walk_, i, is_far, value_walk_) : MemoryRows();
       for_each_tile(n_rows, [&](int r, auto count) {
         score_keys<T, count.value>(q_ + r * q_step_, keys_, key_walk_.begin(i), key_walk_.end(i),
                                    n_keys, static_cast<int>(args_.head_dim), scale,
@@ -200,8 +196,10 @@ class DecodeItem {
   }
 
   void add_all_values(int n_rows, float* const* states, bool is_first_batch) {
+    const bool is_far = values_far_ahead<T>(tile_rows_);
     for (int i = 0; i < value_walk_.n_blocks(); ++i) {
-      const MemoryRows near = is_first_batch ? begin_value_block(i) : MemoryRows();
+      const MemoryRows near =
+          is_first_batch ? begin_block(value_walk_, i, is_far, next_walk_) : MemoryRows();
       for_each_tile(n_rows, [&](int r, auto count) {
         constexpr int kRows = rows_at_once(count.value);
         for (int first = r; first < r + count.value; first += kRows) {

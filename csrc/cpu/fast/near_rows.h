@@ -11,8 +11,8 @@ inline constexpr int kLineBytes = 64;
 // How a line comes near. Always inlined: g++ 12 takes a function that only prefetches for one
 // without effect, and drops its calls.
 
-/// Into the L2 cache, without waiting; at about 20 GB/s a thread where loads come to 30
-/// (docs/performance/sdpa_decode.md).
+/// Into the L2 cache, without waiting; but one that finds the cache's queue full is dropped, so
+/// that they bring some 20 GB/s a thread where loads bring 30 (docs/performance/sdpa_decode.md).
 struct Prefetch {
   [[gnu::always_inline]] static void bring(const char* line) { __builtin_prefetch(line, 0, 2); }
 };
