@@ -37,6 +37,30 @@ inline void for_each_tile(int n_rows, const Run& run) {
   for_tiles_of<1>(row, n_rows, run);
 }
 
+/// Rows of the first tile of n_rows.
+inline int first_tile_rows(int n_rows) {
+  int rows = 0;
+  for_each_tile(n_rows, [&](int r, auto count) { rows = r == 0 ? count.value : rows; });
+  return rows;
+}
+
+inline bool is_one_tile(int n_rows) { return first_tile_rows(n_rows) == n_rows; }
+
+/// Runs run(block, first row, Count<rows of the tile>()) for all blocks in turn and all tiles of
+/// n_rows rows. The usual single tile is chosen once, not for every block.
+template <typename Run>
+inline void for_each_block_and_tile(int n_blocks, int n_rows, const Run& run) {
+  if (is_one_tile(n_rows)) {
+    for_each_tile(n_rows, [&](int, auto count) {
+      for (int i = 0; i < n_blocks; ++i) run(i, 0, count);
+    });
+    return;
+  }
+  for (int i = 0; i < n_blocks; ++i) {
+    for_each_tile(n_rows, [&](int r, auto count) { run(i, r, count); });
+  }
+}
+
 /// Rows whose values are added at once, of a tile of `rows`.
 constexpr int rows_at_once(int rows) { return rows % 8 == 0 && kSums > 8 ? 8 : smaller(rows, 4); }
 
@@ -54,7 +78,7 @@ class DecodeItem {
         values_(from_span(value_rows<T>(launch, b, kv_h))),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
         n_rows_(sdpa_i64{args_.seq_len} * group_),
-        tile_rows_(first_tile_rows()),
+        tile_rows_(first_tile_rows(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)))),
         state_slots_(decode_state_slots(args_.value_dim)),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
         part_slots_(static_cast<int>(args_.span_len) * kPartRows) {
@@ -148,25 +172,17 @@ class DecodeItem {
 
   /// The blocks of this span, and the keys that follow.
   void plan_walks(int n_keys) {
+    const int batch = static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows));
     int least = 1;
     for_each_tile(static_cast<int>(n_rows_),
                   [&](int, auto count) { least = larger(DotShape<T, count.value>::kKeys, least); });
-    const bool is_one_tile = tile_rows_ == smaller<sdpa_i64>(n_rows_, kDecodeBatchRows);
     const int key_block =
-        key_block_len<T>(static_cast<int>(args_.head_dim), tile_rows_, is_one_tile, least);
+        key_block_len<T>(static_cast<int>(args_.head_dim), tile_rows_, is_one_tile(batch), least);
     const int value_block = value_block_len<T>(static_cast<int>(args_.value_dim), tile_rows_);
     const sdpa_i64 n_next = smaller<sdpa_i64>(n_left() - n_keys, args_.span_len);
     key_walk_ = {memory_rows(keys_, 0, n_keys, args_.head_dim), key_block};
     value_walk_ = {memory_rows(values_, 0, n_keys, args_.value_dim), value_block};
     next_walk_ = {memory_rows(keys_, n_keys, n_next, args_.head_dim), key_block};
-  }
-
-  /// Rows of the first tile.
-  int first_tile_rows() const {
-    int rows = 0;
-    for_each_tile(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)),
-                  [&](int r, auto count) { rows = r == 0 ? count.value : rows; });
-    return rows;
   }
 
   /// Loads block i of `walk`, unless it came near far ahead. Returns what shall come near while it
@@ -184,33 +200,28 @@ class DecodeItem {
       NearRows(key_walk_.never_during(value_walk_)).template bring_all<Prefetch>();
     }
     const Vec scale = splat(args_.scale * kLog2E);
-    for (int i = 0; i < key_walk_.n_blocks(); ++i) {
-      const MemoryRows near =
-          is_first_batch ? begin_block(key_walk_, i, is_far, value_walk_) : MemoryRows();
-      for_each_tile(n_rows, [&](int r, auto count) {
-        score_keys<T, count.value>(q_ + r * q_step_, keys_, key_walk_.begin(i), key_walk_.end(i),
-                                   n_keys, static_cast<int>(args_.head_dim), scale,
-                                   NearRows(near.part(r, r + count.value, n_rows)), scores_of(r));
-      });
-    }
+    MemoryRows near;
+    for_each_block_and_tile(key_walk_.n_blocks(), n_rows, [&](int i, int r, auto count) {
+      if (is_first_batch && r == 0) near = begin_block(key_walk_, i, is_far, value_walk_);
+      score_keys<T, count.value>(q_ + r * q_step_, keys_, key_walk_.begin(i), key_walk_.end(i),
+                                 n_keys, static_cast<int>(args_.head_dim), scale,
+                                 NearRows(near.part(r, r + count.value, n_rows)), scores_of(r));
+    });
   }
 
   void add_all_values(int n_rows, float* const* states, bool is_first_batch) {
     const bool is_far = values_far_ahead<T>(tile_rows_);
-    for (int i = 0; i < value_walk_.n_blocks(); ++i) {
-      const MemoryRows near =
-          is_first_batch ? begin_block(value_walk_, i, is_far, next_walk_) : MemoryRows();
-      for_each_tile(n_rows, [&](int r, auto count) {
-        constexpr int kRows = rows_at_once(count.value);
-        for (int first = r; first < r + count.value; first += kRows) {
-          add_block<T, kRows>(
-              {scores_of(r) + (first - r) * kGroupKeys, DotShape<T, count.value>::kGroupSlots,
-               values_, value_walk_.begin(i), value_walk_.end(i), static_cast<int>(args_.value_dim),
-               states + first},
-              NearRows(near.part(first, first + kRows, n_rows)));
-        }
-      });
-    }
+    MemoryRows near;
+    for_each_block_and_tile(value_walk_.n_blocks(), n_rows, [&](int i, int r, auto count) {
+      if (is_first_batch && r == 0) near = begin_block(value_walk_, i, is_far, next_walk_);
+      constexpr int kRows = rows_at_once(count.value);
+      for (int first = r; first < r + count.value; first += kRows) {
+        add_block<T, kRows>({scores_of(r) + (first - r) * kGroupKeys,
+                             DotShape<T, count.value>::kGroupSlots, values_, value_walk_.begin(i),
+                             value_walk_.end(i), static_cast<int>(args_.value_dim), states + first},
+                            NearRows(near.part(first, first + kRows, n_rows)));
+      }
+    });
   }
 
   /// Keys of the sequence from this span on.
