@@ -96,6 +96,9 @@ def _chunk() -> Iterator[Case]:
             yield Case("chunk", dtype, L, 4096, quick=L == 64, target="chunk")
         for L in SHORT_LENGTHS:
             yield Case("chunk", dtype, L, 4096, quick=dtype == "f32" and L == 8)
+        yield Case("chunk", dtype, 16, 32768)
+        yield Case("chunk", dtype, 4, 32768, Hkv=1)
+        yield Case("chunk", dtype, 64, 32768, Hkv=1)
 
 
 def _decode() -> Iterator[Case]:

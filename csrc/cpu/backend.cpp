@@ -191,7 +191,7 @@ void CpuBackend::register_sdpa(KernelRegistry& registry) {
 }
 
 Plan CpuBackend::plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const {
-  return cpu::plan_sdpa(problem, isa_for(options));
+  return cpu::plan_sdpa(problem, {isa_for(options), thread_limit(options)});
 }
 
 void CpuBackend::run_plan(const KernelRegistry& registry, const Plan& plan,

@@ -5,6 +5,6 @@ namespace metal_sdpa::cpu {
 
 void register_fast(const std::function<void(const char*, NativeKernel)>&) {}
 
-bool plan_fast(const SdpaProblem&, Isa, Plan&) { return false; }
+bool plan_fast(const SdpaProblem&, const PlanTarget&, Plan&) { return false; }
 
 }  // namespace metal_sdpa::cpu

@@ -32,10 +32,10 @@ Plan plan_straightforward(const SdpaProblem& problem) {
 
 }  // namespace
 
-Plan plan_sdpa(const SdpaProblem& problem, Isa isa) {
+Plan plan_sdpa(const SdpaProblem& problem, const PlanTarget& target) {
   if (problem.kernel == "sdpa") return plan_straightforward(problem);
   Plan plan;
-  if (plan_fast(problem, isa, plan)) return plan;
+  if (plan_fast(problem, target, plan)) return plan;
   if (!problem.kernel.empty()) {
     fail_argument("plan_sdpa: kernel: \"", problem.kernel,
                   "\" does not take this problem on the cpu device");

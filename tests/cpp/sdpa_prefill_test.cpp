@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -111,25 +112,12 @@ TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") 
   struct Edge {
     std::int64_t rows, keys, width;
   };
-  // Widths 8, 200 and 400 have blocks of 256, 128 and 64 keys, eight to a span.
-  const std::array<Edge, 18> edges{{{13, 31, 8},
-                                    {12, 33, 8},
-                                    {11, 63, 8},
-                                    {25, 255, 8},
-                                    {24, 256, 8},
-                                    {23, 257, 8},
-                                    {5, 2047, 8},
-                                    {6, 2048, 8},
-                                    {7, 2049, 8},
-                                    {3, 4097, 8},
-                                    {191, 100, 8},
-                                    {192, 100, 8},
-                                    {193, 100, 8},
-                                    {385, 300, 4},
-                                    {5, 129, 200},
-                                    {3, 1025, 200},
-                                    {4, 65, 400},
-                                    {3, 513, 400}}};
+  // Widths 8, 200 and 400 have blocks of 256, 128 and 64 keys, spans of 1024, 1024 and 512.
+  const std::array<Edge, 21> edges{
+      {{13, 31, 8},    {12, 33, 8},   {11, 63, 8},   {25, 255, 8},  {24, 256, 8},  {23, 257, 8},
+       {5, 1023, 8},   {6, 1024, 8},  {7, 1025, 8},  {5, 2047, 8},  {6, 2048, 8},  {7, 2049, 8},
+       {3, 4097, 8},   {191, 100, 8}, {192, 100, 8}, {193, 100, 8}, {385, 300, 4}, {5, 129, 200},
+       {3, 1025, 200}, {4, 65, 400},  {3, 513, 400}}};
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa, 2);
     std::mt19937 rng(7);
@@ -243,35 +231,62 @@ TEST_CASE("sums over many spans stay within the bound, also when a late maximum 
   }
 }
 
-TEST_CASE("bits do not depend on how rows are dealt out to items") {
+TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
+  struct Shape {
+    std::int64_t batch, rows, keys, q_start;
+  };
+  // Spans have 1024 keys. Of the first, no row sees the last span and row 95 sees whole ones; rows
+  // of the second see one span, two or none at all; of the third all see many spans.
+  const std::array<Shape, 4> shapes{{{1, 192, 4300, 2 * 1024 - 96},
+                                     {2, 200, 1100, -50},
+                                     {1, 30, 4300, 4270},
+                                     {3, 7, 2048, 3000}}};
   for (const std::string& isa : isas()) {
-    const Device device = device_of(isa);
     for (const DType dtype : kDTypes) {
-      // One sequence is cut into two items of 96 rows, sixteen are not. Row 95 sees whole spans.
-      for (const std::int64_t spans : {1, 2}) {
+      for (const Shape& shape : shapes) {
         std::mt19937 rng(15);
-        SdpaProblem p = problem_of(dtype, 1, 192, 4300, 8, 8);
+        SdpaProblem p = problem_of(dtype, 1, shape.rows, shape.keys, 8, 8);
+        p.batch = shape.batch;
+        p.set_packed_layouts();
         p.causal = true;
-        p.q_start = spans * 2048 - 96;
-        SdpaProblem many = p;
-        many.batch = 16;
-        many.q.batch_stride = many.k.batch_stride = many.v.batch_stride = 0;
-        const SdpaOperands x = random_operands(rng, device, p);
-        SdpaOperands y = poisoned_operands(device, many);
-        y.q = x.q;
-        y.k = x.k;
-        y.v = x.v;
-        CHECK(plan_sdpa(device, p).steps.front().threadgroups.x == 2);
-        CHECK(plan_sdpa(device, many).steps.front().threadgroups.x == 1);
-        sdpa(device, x, p);
-        sdpa(device, y, many);
+        p.q_start = shape.q_start;
+        if (shape.batch == 2) p.kv_lengths = {1100, 700};
+        if (shape.batch == 3) p.kv_lengths = {0, 2048, 1024};
+        const SdpaOperands x = random_operands(rng, device_of(isa), p);
+        INFO(isa, " ", name_of(dtype), " L ", shape.rows, " S ", shape.keys);
+        CHECK(error_of_run(device_of(isa), p, x) <= 1.0);
         const auto want = bytes_of(x.out);
-        const auto got = bytes_of(y.out);
-        INFO(isa, " ", name_of(dtype), " spans ", spans);
-        CHECK(std::equal(want.begin(), want.end(), got.begin()));
+        const auto want_lse = bytes_of(x.lse);
+        std::set<std::uint32_t> cuts{plan_sdpa(device_of(isa), p).steps.front().threadgroups.x};
+        for (const int threads : {2, 3, 8, 64}) {
+          const Device device = device_of(isa, threads);
+          cuts.insert(plan_sdpa(device, p).steps.front().threadgroups.x);
+          fill_bytes(x.out, 0xff);
+          fill_bytes(x.lse, 0xff);
+          sdpa(device, x, p);
+          INFO(threads, " threads");
+          CHECK(bytes_of(x.out) == want);
+          CHECK(bytes_of(x.lse) == want_lse);
+        }
+        CHECK(cuts.size() >= 2);
       }
     }
   }
+}
+
+TEST_CASE("spans are shared out where rows are few, and only then") {
+  const auto scratch = [](int threads, std::int64_t rows, std::int64_t keys) {
+    const Plan plan =
+        plan_sdpa(device_of("baseline", threads), problem_of(DType::f16, 4, rows, keys, 128, 128));
+    return plan.scratch_bytes[0];
+  };
+  CHECK(scratch(1, 16, 32768) == 0);
+  CHECK(scratch(2, 16, 32768) == 4 * 16 * 32 * (128 + 16) * sizeof(float));
+  CHECK(scratch(2, 16, 1024) == 0);
+  CHECK(scratch(2, 512, 32768) == 0);
+  CHECK(scratch(16, 512, 32768) > 0);
+  // States of more than 128 MB are not worth it.
+  CHECK(scratch(64, 2048, 32768) == 0);
 }
 
 TEST_CASE(

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/fast/decode_values.h"
-#include "cpu/fast/prefill_totals.h"
+#include "cpu/fast/span_memory.h"
 #include "cpu/fast/support.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
@@ -79,19 +79,16 @@ class DecodeItem {
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
         n_rows_(sdpa_i64{args_.seq_len} * group_),
         tile_rows_(first_tile_rows(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)))),
-        state_slots_(decode_state_slots(args_.value_dim)),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
-        part_slots_(static_cast<int>(args_.span_len) * kPartRows) {
-    const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots_;
+        part_slots_(static_cast<int>(args_.span_len) * kPartRows),
+        states_(launch, b, kv_h) {
+    const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots(args_.value_dim);
     const sdpa_i64 slots = kDecodeBatchRows * q_step_ + kBatchParts * part_slots_ + own_states +
                            RowTotal::slots(width());
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
     scores_ = q_ + kDecodeBatchRows * q_step_;
     total_ = scores_ + kBatchParts * part_slots_;
-    states_ = total_ + RowTotal::slots(width());
-    if (args_.n_spans <= 1) return;
-    states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data) +
-              (b * args_.n_kv_heads + kv_h) * args_.n_spans * n_rows_ * state_slots_;
+    if (args_.n_spans <= 1) states_.place(total_ + RowTotal::slots(width()));
   }
 
   void run() {
@@ -100,7 +97,7 @@ class DecodeItem {
     for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kDecodeBatchRows) {
       attend(row, static_cast<int>(smaller<sdpa_i64>(kDecodeBatchRows, n_rows_ - row)));
     }
-    if (n_spans > 1 && !is_last(n_spans)) return;
+    if (n_spans > 1 && !states_.is_last(b_ * args_.n_kv_heads + kv_h_, 1, n_spans)) return;
     for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row);
   }
 
@@ -108,9 +105,6 @@ class DecodeItem {
   int width() const { return (static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes * kLanes; }
   sdpa_i64 head_of(sdpa_i64 row) const { return kv_h_ * group_ + row % group_; }
   sdpa_i64 query_of(sdpa_i64 row) const { return row / group_; }
-  float* state(sdpa_i64 span, sdpa_i64 row) const {
-    return states_ + (span * n_rows_ + row) * state_slots_;
-  }
 
   /// Spans that row `row` sees keys of.
   sdpa_i64 span_count(sdpa_i64 row) const {
@@ -124,13 +118,6 @@ class DecodeItem {
     return static_cast<int>(larger<sdpa_i64>(smaller<sdpa_i64>(keys, args_.span_len), 0));
   }
 
-  /// Whether all other spans of the KV head have put their states into memory.
-  bool is_last(sdpa_i64 n_spans) const {
-    auto* done = static_cast<std::uint32_t*>(launch_.bindings[kBufferSpansDone].data);
-    std::uint32_t* counter = done + b_ * args_.n_kv_heads + kv_h_;
-    return __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) == static_cast<std::uint32_t>(n_spans);
-  }
-
   /// States of rows row..row + n_rows for this span.
   void attend(sdpa_i64 row, int n_rows) {
     const int n_keys = visible(row + n_rows - 1);
@@ -139,7 +126,7 @@ class DecodeItem {
     float* states[kDecodeBatchRows];
     for (int r = 0; r < n_rows; ++r) {
       seen[r] = visible(row + r);
-      states[r] = state(args_.n_spans > 1 ? span_ : 0, row + r);
+      states[r] = states_.slots_of(args_.n_spans > 1 ? span_ : 0, row + r);
     }
     for_each_tile(n_rows,
                   [&](int r, auto count) { pack_queries<count.value>(row + r, q_ + r * q_step_); });
@@ -227,18 +214,13 @@ class DecodeItem {
   /// Keys of the sequence from this span on.
   sdpa_i64 n_left() const { return sequence_.kv_len - span_ * args_.span_len; }
 
-  RowState state_of(sdpa_i64 span, sdpa_i64 row) const {
-    const float* slots = state(span, row);
-    return {slots[kStateMaximum], slots[kStateSum], slots + kStateNumerators};
-  }
-
   /// The row's states merged in span order.
   RowState merge_states(sdpa_i64 row) const {
     const sdpa_i64 n_spans = span_count(row);
-    if (n_spans == 1) return state_of(0, row);
+    if (n_spans == 1) return states_.state(0, row);
     RowTotal total(total_, width());
     total.reset();
-    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(state_of(span, row));
+    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(states_.state(span, row));
     return total.state();
   }
 
@@ -274,10 +256,10 @@ class DecodeItem {
   const int group_;
   const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
   const int tile_rows_;    ///< of the first tile, which decides how K and V come near
-  const sdpa_i64 state_slots_;
-  const int q_step_;      ///< slots of a packed query
-  const int part_slots_;  ///< slots of the scores of kPartRows rows
+  const int q_step_;       ///< slots of a packed query
+  const int part_slots_;   ///< slots of the scores of kPartRows rows
 
+  SpanMemory states_;
   BlockWalk key_walk_;
   BlockWalk value_walk_;
   BlockWalk next_walk_;  ///< the keys of the next span
@@ -285,7 +267,6 @@ class DecodeItem {
   float* q_ = nullptr;       ///< tiles, q_step_ slots a row
   float* scores_ = nullptr;  ///< of each tile [group][row][key], then weights
   float* total_ = nullptr;   ///< one RowTotal
-  float* states_ = nullptr;  ///< [n_spans][n_rows][state_slots]
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -1,8 +1,8 @@
 // The fast families: their plans and the names of their kernels.
 #pragma once
 
-#include "cpu/isa.h"
-#include "metal_sdpa/sdpa.h"
+#include "cpu/fast/fast.h"
+#include "shaders/sdpa_args.h"
 
 namespace metal_sdpa::cpu {
 
@@ -14,9 +14,16 @@ const char* fast_kernel_name(Family family, DType dtype, Isa isa);
 /// Query rows under one KV head, L * Hq / Hkv.
 std::int64_t rows_per_kv_head(const SdpaProblem& problem);
 
+/// Bytes of the states of all rows and spans, as span_states.h has them.
+std::uint64_t state_bytes(const SdpaProblem& problem, const SdpaArgs& args);
+
+/// Scratch memory for them and for `counters` counters, bound to the last step of the plan.
+void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,
+                 Plan& plan);
+
 /// Fill the plan, or return false where the family does not take the problem. plan_decode is asked
 /// first. A family that problem.kernel names takes all it can, whatever suits it best.
 bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan);
-bool plan_prefill(const SdpaProblem& problem, Isa isa, Plan& plan);
+bool plan_prefill(const SdpaProblem& problem, const PlanTarget& target, Plan& plan);
 
 }  // namespace metal_sdpa::cpu

@@ -7,6 +7,7 @@
 #include "core/plan_args.h"
 #include "cpu/fast/families.h"
 #include "cpu/fast/kernel_tables.h"
+#include "cpu/fast/span_states.h"
 
 namespace metal_sdpa::cpu {
 namespace {
@@ -61,6 +62,23 @@ std::int64_t rows_per_kv_head(const SdpaProblem& problem) {
   return problem.seq_len * (problem.n_heads / problem.n_kv_heads);
 }
 
+std::uint64_t state_bytes(const SdpaProblem& problem, const SdpaArgs& args) {
+  const std::int64_t slots = rows_per_kv_head(problem) * state_slots(problem.value_dim);
+  return static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads * slots) * args.n_spans *
+         sizeof(float);
+}
+
+void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,
+                 Plan& plan) {
+  PlanStep& step = plan.steps.back();
+  plan.scratch_bytes[0] = state_bytes(problem, args);
+  plan.scratch_bytes[1] = counters * sizeof(std::uint32_t);
+  step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
+  step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});
+  step.writes.push_back({PlanOperand::scratch0, 0, plan.scratch_bytes[0]});
+  step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
+}
+
 void register_fast(const std::function<void(const char*, NativeKernel)>& add) {
   for (const Isa isa : supported_isas()) {
     const KernelTable* table = kernel_table(isa);
@@ -74,13 +92,13 @@ void register_fast(const std::function<void(const char*, NativeKernel)>& add) {
   }
 }
 
-bool plan_fast(const SdpaProblem& problem, Isa isa, Plan& plan) {
-  if (kernel_table(isa) == nullptr) return false;
+bool plan_fast(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
+  if (kernel_table(target.isa) == nullptr) return false;
   const std::string& forced = problem.kernel;
   const bool decode = forced.empty() || forced == "sdpa_decode";
   const bool prefill = forced.empty() || forced == "sdpa_prefill";
-  return (decode && plan_decode(problem, isa, plan)) ||
-         (prefill && plan_prefill(problem, isa, plan));
+  return (decode && plan_decode(problem, target.isa, plan)) ||
+         (prefill && plan_prefill(problem, target, plan));
 }
 
 }  // namespace metal_sdpa::cpu

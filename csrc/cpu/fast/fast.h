@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "cpu/isa.h"
+#include "cpu/plan_target.h"
 #include "metal_sdpa/native_kernel.h"
 #include "metal_sdpa/sdpa.h"
 
@@ -13,6 +13,6 @@ namespace metal_sdpa::cpu {
 void register_fast(const std::function<void(const char* name, NativeKernel kernel)>& add);
 
 /// Fills the plan, or returns false where the straightforward kernel should take the problem.
-bool plan_fast(const SdpaProblem& problem, Isa isa, Plan& plan);
+bool plan_fast(const SdpaProblem& problem, const PlanTarget& target, Plan& plan);
 
 }  // namespace metal_sdpa::cpu

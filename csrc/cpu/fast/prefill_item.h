@@ -2,51 +2,70 @@
 #pragma once
 
 #include "cpu/fast/prefill_softmax.h"
-#include "cpu/fast/prefill_totals.h"
 #include "cpu/fast/sdpa_prefill.h"
+#include "cpu/fast/span_memory.h"
 #include "cpu/fast/support.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
+/// What is one item's of a KV head.
+struct PrefillShare {
+  sdpa_i64 row_begin;
+  int n_rows;
+  sdpa_i64 span_begin;
+  sdpa_i64 n_spans;
+  sdpa_i64 counter;  ///< that all items of the same rows count their spans by
+};
+
 template <typename T>
 class PrefillItem {
  public:
-  PrefillItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, sdpa_i64 row_begin, int n_rows)
+  PrefillItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, const PrefillShare& share)
       : launch_(launch),
         args_(args_of(launch)),
         sequence_(sequence_of(launch, b)),
         b_(b),
         kv_h_(kv_h),
-        row_begin_(row_begin),
-        n_rows_(n_rows),
+        row_begin_(share.row_begin),
+        n_rows_(share.n_rows),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
-        n_tiles_((n_rows + kRowTile - 1) / kRowTile),
+        n_tiles_((n_rows_ + kRowTile - 1) / kRowTile),
         depth_(slots_for<T>(static_cast<int>(args_.head_dim))),
         out_vecs_((static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes),
-        block_len_(static_cast<int>(args_.span_len) / kPrefillSpanBlocks),
-        n_keys_(visible(n_rows - 1)),
-        has_totals_(n_keys_ > args_.span_len) {
+        block_len_(
+            prefill_block_len(static_cast<int>(args_.head_dim), static_cast<int>(args_.value_dim))),
+        n_spans_(larger<sdpa_i64>(spans_of(visible(n_rows_ - 1)), 1)),
+        span_begin_(share.span_begin),
+        span_end_(smaller(share.span_begin + share.n_spans, n_spans_)),
+        end_key_(smaller(span_end_ * args_.span_len, visible(n_rows_ - 1))),
+        is_shared_(n_spans_ > share.n_spans),
+        counter_(share.counter),
+        shared_(launch, b, kv_h) {
     place_memory();
   }
 
   /// False when asked to stop, with nothing written.
   bool run(StopToken& stop) {
+    if (span_begin_ >= span_end_) return true;
     pack_queries();
-    if (has_totals_) reset_totals();
-    for (sdpa_i64 span = 0; span < n_keys_ || span == 0; span += args_.span_len) {
-      reset_span();
-      const sdpa_i64 end = smaller<sdpa_i64>(span + args_.span_len, n_keys_);
-      for (sdpa_i64 begin = span; begin < end; begin += block_len_) {
-        if (stop.stop_requested()) return false;
-        attend_block(begin, static_cast<int>(smaller<sdpa_i64>(block_len_, end - begin)));
-      }
-      if (has_totals_) merge_span(span);
+    if (has_totals()) reset_totals();
+    for (sdpa_i64 span = span_begin_; span < span_end_; ++span) {
+      if (!attend_span(span, stop)) return false;
+      if (has_totals()) merge_span(span);
+      if (is_shared_) keep_span(span);
     }
-    write_rows();
+    if (!is_shared_) {
+      write_rows();
+    } else if (shared_.is_last(counter_, span_end_ - span_begin_, n_spans_)) {
+      write_shared_rows();
+    }
     return true;
   }
 
  private:
+  /// Whether rows may see more than one span, all of them this item's.
+  bool has_totals() const { return n_spans_ > 1 && !is_shared_; }
+
   /// Rows of the item from tile_begin(t) on are tile t: as even as can be.
   int tile_begin(int tile) const { return tile * n_rows_ / n_tiles_; }
   int out_step() const { return out_vecs_ * kLanes; }
@@ -54,6 +73,7 @@ class PrefillItem {
   sdpa_i64 query_of(int row) const { return (row_begin_ + row) / group_; }
   sdpa_i64 head_of(int row) const { return kv_h_ * group_ + (row_begin_ + row) % group_; }
   sdpa_i64 visible(int row) const { return visible_keys(args_, sequence_, query_of(row)); }
+  sdpa_i64 spans_of(sdpa_i64 keys) const { return (keys + args_.span_len - 1) / args_.span_len; }
 
   void place_memory() {
     const int n_panels = (out_vecs_ + 1) / 2;
@@ -63,7 +83,8 @@ class PrefillItem {
     const sdpa_i64 v_slots = sdpa_i64{n_panels} * kPanel * panel_depth_;
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
     const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
-    const sdpa_i64 total_slots = has_totals_ ? RowTotal::slots(out_step()) * n_rows_ : 0;
+    const sdpa_i64 n_totals = has_totals() ? n_rows_ : is_shared_ ? 1 : 0;
+    const sdpa_i64 total_slots = RowTotal::slots(out_step()) * n_totals;
     const sdpa_i64 block_slots = kPairs<T> ? sizeof(PairsBlock) / sizeof(float) : 0;
     const sdpa_i64 heavy_slots = kPairs<T> ? kRowTile * sizeof(HeavyPairs) / sizeof(float) : 0;
     constexpr int kPlaces = 9;
@@ -111,6 +132,16 @@ class PrefillItem {
     for (int i = 0; i < n_rows_ * out_step(); i += kLanes) store(numerators_ + i, splat(0.0f));
   }
 
+  bool attend_span(sdpa_i64 span, StopToken& stop) {
+    reset_span();
+    const sdpa_i64 end = smaller<sdpa_i64>((span + 1) * args_.span_len, end_key_);
+    for (sdpa_i64 begin = span * args_.span_len; begin < end; begin += block_len_) {
+      if (stop.stop_requested()) return false;
+      attend_block(begin, static_cast<int>(smaller<sdpa_i64>(block_len_, end - begin)));
+    }
+    return true;
+  }
+
   /// Keys begin..begin+n_keys, for all rows that see any of them.
   void attend_block(sdpa_i64 begin, int n_keys) {
     pack_keys<T>(key_rows<T>(launch_, b_, kv_h_), begin, n_keys, static_cast<int>(args_.head_dim),
@@ -128,7 +159,7 @@ class PrefillItem {
 
   /// The block that begins at key `begin` comes near over the steps of one block's products.
   void aim_at_next(sdpa_i64 begin) {
-    const sdpa_i64 n = smaller<sdpa_i64>(block_len_, n_keys_ - begin);
+    const sdpa_i64 n = smaller<sdpa_i64>(block_len_, end_key_ - begin);
     const sdpa_i64 k_steps = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel);
     const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
     near_.aim(memory_rows(key_rows<T>(launch_, b_, kv_h_), begin, n, args_.head_dim),
@@ -185,13 +216,33 @@ class PrefillItem {
   /// Into the totals of the rows that see any key of the span; others must not even add a zero.
   void merge_span(sdpa_i64 span) {
     for_each_row([&](int row, int tile, int r) {
-      if (visible(row) > span) total(row).merge(state_of(tile, r));
+      if (visible(row) > span * args_.span_len) total(row).merge(state_of(tile, r));
     });
+  }
+
+  /// The same into memory, for the item that comes last.
+  void keep_span(sdpa_i64 span) {
+    for_each_row([&](int row, int tile, int r) {
+      if (visible(row) <= span * args_.span_len) return;
+      shared_.keep(span, row_begin_ + row, state_of(tile, r), out_step());
+    });
+  }
+
+  void write_shared_rows() {
+    RowTotal merged = total(0);
+    for (int row = 0; row < n_rows_; ++row) {
+      merged.reset();
+      const sdpa_i64 n_spans = spans_of(visible(row));
+      for (sdpa_i64 span = 0; span < n_spans; ++span) {
+        merged.merge(shared_.state(span, row_begin_ + row));
+      }
+      write_row(row, merged.state());
+    }
   }
 
   void write_rows() {
     for_each_row([&](int row, int tile, int r) {
-      write_row(row, has_totals_ ? total(row).state() : state_of(tile, r));
+      write_row(row, has_totals() ? total(row).state() : state_of(tile, r));
     });
   }
 
@@ -220,8 +271,13 @@ class PrefillItem {
   const int depth_;     ///< slots of a row of q or k
   const int out_vecs_;  ///< vectors of a row of numerators
   const int block_len_;
-  const sdpa_i64 n_keys_;  ///< that any row sees
-  const bool has_totals_;  ///< more than one span
+  const sdpa_i64 n_spans_;  ///< that any row sees, 1 at least
+  const sdpa_i64 span_begin_;
+  const sdpa_i64 span_end_;
+  const sdpa_i64 end_key_;  ///< of this item
+  const bool is_shared_;    ///< other items have spans that its rows see
+  const sdpa_i64 counter_;  ///< of spans done by the items of these rows
+  const SpanMemory shared_;
   int panel_depth_ = 0;
   SpreadRows near_;
 

@@ -8,19 +8,6 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-/// States and counters in scratch memory, where a KV head may have more than one span.
-void bind_states(const SdpaProblem& problem, const SdpaArgs& args, Plan& plan, PlanStep& step) {
-  const auto heads = static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads);
-  const auto row_slots =
-      static_cast<std::uint64_t>(rows_per_kv_head(problem) * decode_state_slots(problem.value_dim));
-  plan.scratch_bytes[0] = heads * args.n_spans * row_slots * sizeof(float);
-  plan.scratch_bytes[1] = heads * sizeof(std::uint32_t);
-  step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
-  step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});
-  step.writes.push_back({PlanOperand::scratch0, 0, plan.scratch_bytes[0]});
-  step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
-}
-
 /// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
 /// sdpa_prefill multiplies faster, which packs K and V once for all rows; sooner where products are
 /// of bf16 pairs, which sdpa_decode makes of K alone. The baseline is slow at widening.
@@ -55,7 +42,10 @@ bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
                        static_cast<std::uint32_t>(problem.batch)};
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);
-  if (args.n_spans > 1) bind_states(problem, args, plan, step);
+  if (args.n_spans > 1) {
+    bind_states(problem, args, static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads),
+                plan);
+  }
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
                static_cast<double>(problem.head_dim + problem.value_dim);
   plan.span_len = span_len;

@@ -10,8 +10,9 @@ constexpr int prefill_block_len(int head_dim, int value_dim) {
   return width <= 768 ? 128 : 64;
 }
 
-/// Blocks of one span, which ends a chain of f32 additions.
-constexpr int kPrefillSpanBlocks = 8;
+/// Keys of one span, which ends a chain of f32 additions and is the least that one work item takes:
+/// at most 8 blocks, and at most 1024 keys, so that a long cache has items for every thread.
+constexpr int prefill_span_len(int block_len) { return block_len <= 128 ? 8 * block_len : 1024; }
 
 /// Query rows of one work item, where there are as many: enough to make packing cheap, few enough
 /// to leave their operands in the L2 cache. Never changes bits.

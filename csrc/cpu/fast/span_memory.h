@@ -1,0 +1,60 @@
+// The states of one KV head's rows and spans in scratch memory (span_states.h has the layout).
+#pragma once
+
+#include "cpu/fast/launch_view.h"
+#include "cpu/fast/prefill_totals.h"
+#include "cpu/fast/span_states.h"
+
+namespace metal_sdpa::cpu::METAL_SDPA_ISA {
+
+class SpanMemory {
+ public:
+  /// Without memory where the launch has none bound.
+  SpanMemory(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
+    const SdpaArgs& args = args_of(launch);
+    n_rows_ = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
+    slots_ = state_slots(args.value_dim);
+    states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data);
+    done_ = static_cast<std::uint32_t*>(launch.bindings[kBufferSpansDone].data);
+    if (states_ != nullptr)
+      states_ += (b * args.n_kv_heads + kv_h) * args.n_spans * n_rows_ * slots_;
+  }
+
+  /// Takes memory for one span of each row instead.
+  void place(float* memory) { states_ = memory; }
+
+  /// Slots of row `row`, of the L * group of the KV head, for span `span`.
+  float* slots_of(sdpa_i64 span, sdpa_i64 row) const {
+    return states_ + (span * n_rows_ + row) * slots_;
+  }
+
+  void keep(sdpa_i64 span, sdpa_i64 row, const RowState& state, int width) const {
+    float* slots = slots_of(span, row);
+    slots[kStateMaximum] = state.maximum;
+    slots[kStateSum] = state.sum;
+    for (int d = 0; d < width; d += kLanes) {
+      store(slots + kStateNumerators + d, load(state.numerators + d));
+    }
+  }
+
+  RowState state(sdpa_i64 span, sdpa_i64 row) const {
+    const float* slots = slots_of(span, row);
+    return {slots[kStateMaximum], slots[kStateSum], slots + kStateNumerators};
+  }
+
+  /// Counts `n_done` spans whose states are in memory, by counter `counter` of the launch. True for
+  /// one caller alone: whoever completes `n_spans`, who may then read the states of all.
+  bool is_last(sdpa_i64 counter, sdpa_i64 n_done, sdpa_i64 n_spans) const {
+    const auto added = static_cast<std::uint32_t>(n_done);
+    return __atomic_add_fetch(done_ + counter, added, __ATOMIC_ACQ_REL) ==
+           static_cast<std::uint32_t>(n_spans);
+  }
+
+ private:
+  float* states_;
+  std::uint32_t* done_;
+  sdpa_i64 n_rows_;
+  sdpa_i64 slots_;
+};
+
+}  // namespace metal_sdpa::cpu::METAL_SDPA_ISA
