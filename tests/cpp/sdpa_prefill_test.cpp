@@ -112,12 +112,15 @@ TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") 
   struct Edge {
     std::int64_t rows, keys, width;
   };
-  // Widths 8, 200 and 400 have blocks of 256, 128 and 64 keys, spans of 1024, 1024 and 512.
-  const std::array<Edge, 21> edges{
-      {{13, 31, 8},    {12, 33, 8},   {11, 63, 8},   {25, 255, 8},  {24, 256, 8},  {23, 257, 8},
-       {5, 1023, 8},   {6, 1024, 8},  {7, 1025, 8},  {5, 2047, 8},  {6, 2048, 8},  {7, 2049, 8},
-       {3, 4097, 8},   {191, 100, 8}, {192, 100, 8}, {193, 100, 8}, {385, 300, 4}, {5, 129, 200},
-       {3, 1025, 200}, {4, 65, 400},  {3, 513, 400}}};
+  // Widths 8, 200 and 400 have blocks of 256, 128 and 64 keys. Spans have 512 keys, 1024 where rows
+  // are more than 48 and blocks are not of 64.
+  const std::vector<Edge> edges{
+      {13, 31, 8},   {12, 33, 8},   {11, 63, 8},   {25, 255, 8},  {24, 256, 8},
+      {23, 257, 8},  {5, 511, 8},   {6, 512, 8},   {7, 513, 8},   {48, 1025, 3},
+      {49, 1023, 3}, {49, 1025, 3}, {7, 2049, 8},  {191, 100, 8}, {192, 100, 8},
+      {193, 100, 8}, {385, 300, 4}, {5, 129, 200}, {3, 513, 200}, {4, 65, 400},
+      {3, 513, 400}, {33, 95, 8},   {32, 97, 8},   {17, 96, 72},  {16, 65, 40},
+  };
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa, 2);
     std::mt19937 rng(7);
@@ -235,11 +238,11 @@ TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
   struct Shape {
     std::int64_t batch, rows, keys, q_start;
   };
-  // Spans have 1024 keys. Of the first, no row sees the last span and row 95 sees whole ones; rows
-  // of the second see one span, two or none at all; of the third all see many spans.
-  const std::array<Shape, 4> shapes{{{1, 192, 4300, 2 * 1024 - 96},
+  // Spans have 1024 keys, 512 of few rows. Of the first, no row sees the last span and row 95 sees
+  // whole ones; rows of the second see one span, two or none at all; the others see many spans.
+  const std::array<Shape, 4> shapes{{{1, 192, 2300, 2 * 1024 - 96},
                                      {2, 200, 1100, -50},
-                                     {1, 30, 4300, 4270},
+                                     {1, 30, 2300, 2270},
                                      {3, 7, 2048, 3000}}};
   for (const std::string& isa : isas()) {
     for (const DType dtype : kDTypes) {
@@ -282,6 +285,7 @@ TEST_CASE("spans are shared out where rows are few, and only then") {
   };
   CHECK(scratch(1, 16, 32768) == 0);
   CHECK(scratch(2, 16, 32768) == 4 * 16 * 32 * (128 + 16) * sizeof(float));
+  CHECK(scratch(2, 12, 32768) == 4 * 12 * 64 * (128 + 16) * sizeof(float));
   CHECK(scratch(2, 16, 1024) == 0);
   CHECK(scratch(2, 512, 32768) == 0);
   CHECK(scratch(16, 512, 32768) > 0);

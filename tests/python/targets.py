@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import metal_sdpa
 from problems import CPU_LIMITS, METAL_LIMITS, Limits
 
-KNOWN_ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16")
+KNOWN_ISAS = (
+    "baseline",
+    "avx2",
+    "amx_emulated",
+    "avx512",
+    "avx512_bf16",
+    "avx512_amx",
+    "neon",
+    "neon_bf16",
+)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ inline Vec add_product(Vec a, Vec b, Vec sum) {
 
 /// Whether keys come near far ahead of n_rows rows.
 template <typename T>
-constexpr bool keys_far_ahead(int n_rows) {
+inline bool keys_far_ahead(int n_rows) {
   return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)) / kPerSlot<T>, n_rows);
 }
 

@@ -3,14 +3,17 @@
 #pragma once
 
 #include "cpu/fast/near_rows.h"
+#include "cpu/fast/support.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Whether arithmetic takes so long, `line_slots` multiply-adds a line of memory for each of n_rows
 /// rows, that it has to go on while memory is waited for: then rows come near kAheadBytes before
 /// they are read, between multiply-adds. With less to do it is faster to load each block at once:
-/// prefetches that come faster than memory answers are lost.
-constexpr bool is_far_ahead(int line_slots, int n_rows) { return line_slots * n_rows > 64; }
+/// prefetches that come faster than memory answers are lost, on processors that lose them.
+inline bool is_far_ahead(int line_slots, int n_rows) {
+  return line_slots * n_rows > most_slots_to_load;
+}
 
 /// With half of them wide rows lose a tenth of the rate, with a quarter of them all rows lose a
 /// fifth: memory answers too late. With more, too much would have to come near before a span

@@ -7,17 +7,19 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// Whether values come near far ahead of n_rows rows.
 template <typename T>
-constexpr bool values_far_ahead(int n_rows) {
+inline bool values_far_ahead(int n_rows) {
   return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)), n_rows);
 }
 
 /// Keys whose weighted values are added in registers, from zero, before they go to memory: it ends
 /// a chain of f32 additions, of which 16-bit results allow longer ones, and their rows of V stay in
 /// the L1 cache for the next columns. A multiple of kGroupKeys. n_rows are those of the first tile.
+/// The same for every processor of an instruction set, since it decides bits.
 template <typename T>
 inline int value_block_len(int value_dim, int n_rows) {
   const int row_bytes = value_dim * static_cast<int>(sizeof(T));
-  const int most_bytes = values_far_ahead<T>(n_rows) ? kAheadBytes : kLoadBytes;
+  const int line_slots = kLineBytes / static_cast<int>(sizeof(T));
+  const int most_bytes = line_slots * n_rows > 64 ? kAheadBytes : kLoadBytes;
   int keys = sizeof(T) < sizeof(float) ? 64 : 32;
   while (keys > kGroupKeys && keys * row_bytes > most_bytes) keys /= 2;
   return keys;

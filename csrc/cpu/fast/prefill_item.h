@@ -1,6 +1,7 @@
 // One work item of sdpa_prefill: its memory and its way through the keys.
 #pragma once
 
+#include "cpu/fast/prefill_amx.h"
 #include "cpu/fast/prefill_softmax.h"
 #include "cpu/fast/sdpa_prefill.h"
 #include "cpu/fast/span_memory.h"
@@ -29,8 +30,8 @@ class PrefillItem {
         row_begin_(share.row_begin),
         n_rows_(share.n_rows),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
-        n_tiles_((n_rows_ + kRowTile - 1) / kRowTile),
-        depth_(slots_for<T>(static_cast<int>(args_.head_dim))),
+        n_tiles_((n_rows_ + kRows - 1) / kRows),
+        depth_(whole_depth<T>(slots_for<T>(static_cast<int>(args_.head_dim)))),
         out_vecs_((static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes),
         block_len_(
             prefill_block_len(static_cast<int>(args_.head_dim), static_cast<int>(args_.value_dim))),
@@ -44,7 +45,7 @@ class PrefillItem {
     place_memory();
   }
 
-  /// False when asked to stop, with nothing written.
+  /// False when asked to stop, with nothing written. An AmxScope must live where kInRegisters<T>.
   bool run(StopToken& stop) {
     if (span_begin_ >= span_end_) return true;
     pack_queries();
@@ -63,12 +64,17 @@ class PrefillItem {
   }
 
  private:
+  static constexpr int kRows = kTileRows<T>;
+  static constexpr int kStep = kTileStep<T>;
+  using States = TileStates<kStep>;
+
   /// Whether rows may see more than one span, all of them this item's.
   bool has_totals() const { return n_spans_ > 1 && !is_shared_; }
 
   /// Rows of the item from tile_begin(t) on are tile t: as even as can be.
   int tile_begin(int tile) const { return tile * n_rows_ / n_tiles_; }
-  int out_step() const { return out_vecs_ * kLanes; }
+  int width() const { return out_vecs_ * kLanes; }
+  int out_step() const { return numerator_step(out_vecs_); }
 
   sdpa_i64 query_of(int row) const { return (row_begin_ + row) / group_; }
   sdpa_i64 head_of(int row) const { return kv_h_ * group_ + (row_begin_ + row) % group_; }
@@ -78,17 +84,17 @@ class PrefillItem {
   void place_memory() {
     const int n_panels = (out_vecs_ + 1) / 2;
     panel_depth_ = (block_len_ + kPerSlot<T> - 1) / kPerSlot<T>;
-    const sdpa_i64 q_slots = sdpa_i64{n_tiles_} * kTileStep * depth_;
+    const sdpa_i64 q_slots = sdpa_i64{n_tiles_} * kStep * depth_;
     const sdpa_i64 k_slots = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel * kPanel);
     const sdpa_i64 v_slots = sdpa_i64{n_panels} * kPanel * panel_depth_;
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
-    const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(TileStates) / sizeof(float);
+    const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(States) / sizeof(float);
     const sdpa_i64 n_totals = has_totals() ? n_rows_ : is_shared_ ? 1 : 0;
-    const sdpa_i64 total_slots = RowTotal::slots(out_step()) * n_totals;
+    const sdpa_i64 total_slots = RowTotal::slots(width()) * n_totals;
     const sdpa_i64 block_slots = kPairs<T> ? sizeof(PairsBlock) / sizeof(float) : 0;
-    const sdpa_i64 heavy_slots = kPairs<T> ? kRowTile * sizeof(HeavyPairs) / sizeof(float) : 0;
+    const sdpa_i64 heavy_slots = kPairs<T> ? kRows * sizeof(HeavyPairs) / sizeof(float) : 0;
     constexpr int kPlaces = 9;
-    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,   v_slots,     kRowTile * kMaxBlock,
+    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,   v_slots,     kRows * kScoreStep,
                                      state_slots, out_slots, total_slots, block_slots,
                                      heavy_slots};
     float** const places[kPlaces] = {&q_,          &k_,      &v_,     &scores_, &states_,
@@ -106,23 +112,31 @@ class PrefillItem {
   PairsBlock* pairs_block() { return reinterpret_cast<PairsBlock*>(block_); }
   HeavyPairs* heavy() { return reinterpret_cast<HeavyPairs*>(heavy_); }
 
-  TileStates& states(int tile) { return reinterpret_cast<TileStates*>(states_)[tile]; }
+  States& states(int tile) { return reinterpret_cast<States*>(states_)[tile]; }
 
-  const float* queries(int tile) const { return q_ + sdpa_i64{tile} * kTileStep * depth_; }
+  const float* queries(int tile) const { return q_ + sdpa_i64{tile} * kStep * depth_; }
 
   void pack_queries() {
     for (int tile = 0; tile < n_tiles_; ++tile) {
       const int begin = tile_begin(tile);
-      const T* rows[kTileStep];
-      for (int r = 0; r < kTileStep; ++r) {
+      const T* rows[kStep];
+      for (int r = 0; r < kStep; ++r) {
         const int row = begin + r;
         const bool is_row = row < tile_begin(tile + 1);
         rows[r] = is_row ? query_rows<T>(launch_, b_, head_of(row))[query_of(row)] : zero_row<T>();
       }
-      float* packed = q_ + sdpa_i64{tile} * kTileStep * depth_;
-      for (int r = 0; r < kTileStep; r += kLanes) {
-        pack_transposed(rows + r, rows + r, static_cast<int>(args_.head_dim), packed + r,
-                        kTileStep);
+      pack_tile(rows, q_ + sdpa_i64{tile} * kStep * depth_);
+    }
+  }
+
+  /// AMX multiplies rows as they lie, vectors take the same slot of all rows.
+  void pack_tile(const T* const* rows, float* packed) {
+    const int head_dim = static_cast<int>(args_.head_dim);
+    if constexpr (kInRegisters<T>) {
+      for (int r = 0; r < kStep; ++r) pack_row(rows[r], head_dim, depth_, packed + r * depth_);
+    } else {
+      for (int r = 0; r < kStep; r += kLanes) {
+        pack_transposed(rows + r, rows + r, head_dim, packed + r, kStep);
       }
     }
   }
@@ -171,15 +185,15 @@ class PrefillItem {
     constexpr float kLog2E = 1.44269504088896341f;
     const int first = tile_begin(tile);
     const int n = tile_begin(tile + 1) - first;
-    int seen[kRowTile];
+    int seen[kRows];
     for (int r = 0; r < n; ++r) {
       const sdpa_i64 keys = larger<sdpa_i64>(visible(first + r) - begin, 0);
       seen[r] = static_cast<int>(smaller<sdpa_i64>(keys, block_keys));
     }
     const int n_keys = seen[n - 1];  // later rows see no fewer
     if (n_keys == 0) return;
-    const TileProducts<kPairs<T>> products = tile_products<kPairs<T>>(n);
-    float factors[kTileStep];
+    const auto products = products_of<T>(n);
+    float factors[kStep];
     products.score(queries(tile), k_, depth_, n_keys, args_.scale * kLog2E, near_, scores_);
     softmax_tile<T>(scores_, seen, n, n_keys, pairs_block(), heavy(), states(tile), factors);
     float* numerators = numerators_ + sdpa_i64{first} * out_step();
@@ -192,14 +206,14 @@ class PrefillItem {
     }
   }
 
-  RowTotal total(int row) { return {totals_ + row * RowTotal::slots(out_step()), out_step()}; }
+  RowTotal total(int row) { return {totals_ + row * RowTotal::slots(width()), width()}; }
 
   void reset_totals() {
     for (int r = 0; r < n_rows_; ++r) total(r).reset();
   }
 
   RowState state_of(int tile, int r) {
-    const TileStates& tile_states = states(tile);
+    const States& tile_states = states(tile);
     return {tile_states.maximum[r], tile_states.sum[r],
             numerators_ + sdpa_i64{tile_begin(tile) + r} * out_step()};
   }
@@ -224,7 +238,7 @@ class PrefillItem {
   void keep_span(sdpa_i64 span) {
     for_each_row([&](int row, int tile, int r) {
       if (visible(row) <= span * args_.span_len) return;
-      shared_.keep(span, row_begin_ + row, state_of(tile, r), out_step());
+      shared_.keep(span, row_begin_ + row, state_of(tile, r), width());
     });
   }
 
@@ -281,15 +295,15 @@ class PrefillItem {
   int panel_depth_ = 0;
   SpreadRows near_;
 
-  float* q_ = nullptr;           ///< [tile][depth][kTileStep]
+  float* q_ = nullptr;           ///< [tile][depth][kStep]; for AMX [tile][row][depth]
   float* k_ = nullptr;           ///< [panel][depth][kPanel]
   float* v_ = nullptr;           ///< [panel][panel_depth][kPanel]
-  float* scores_ = nullptr;      ///< [kRowTile][kMaxBlock], then weights
+  float* scores_ = nullptr;      ///< [kRows][kScoreStep], then weights
   float* states_ = nullptr;      ///< TileStates [n_tiles]
   float* numerators_ = nullptr;  ///< [n_rows][out_step]
   float* totals_ = nullptr;      ///< RowTotal [n_rows]
   float* block_ = nullptr;       ///< with pairs: PairsBlock
-  float* heavy_ = nullptr;       ///< with pairs: HeavyPairs [kRowTile]
+  float* heavy_ = nullptr;       ///< with pairs: HeavyPairs [kRows]
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -2,6 +2,7 @@
 // bytes: one f32, or two bf16 where products are of pairs. `depth` counts slots along the sum.
 #pragma once
 
+#include "cpu/fast/amx.h"
 #include "cpu/fast/launch_view.h"
 #include "cpu/fast/simd.h"
 
@@ -18,6 +19,19 @@ inline constexpr bool kPairs<BF16> = kHasPairDot;
 
 template <typename T>
 inline constexpr int kPerSlot = kPairs<T> ? 2 : 1;
+
+/// Whether products of T are made in AMX's registers, whole ones.
+template <typename T>
+inline constexpr bool kInRegisters = kPairs<T> && kHasAmx;
+
+/// Slots that products take at once: operands end with zeros up to a multiple.
+template <typename T>
+inline constexpr int kDepthUnit = kInRegisters<T> ? kAmxRows : 1;
+
+template <typename T>
+inline int whole_depth(int slots) {
+  return (slots + kDepthUnit<T> - 1) / kDepthUnit<T> * kDepthUnit<T>;
+}
 
 /// Slots for `n` elements.
 template <typename T>
@@ -79,11 +93,31 @@ inline void pack_transposed(const T* const* rows, const T* const* next, int widt
   }
 }
 
+/// A row as it lies, and zeros up to `depth` slots.
+template <typename T>
+inline void pack_row(const T* row, int width, int depth, float* packed) {
+  constexpr int kElements = kLanes * kPerSlot<T>;
+  for (int d = 0; d < depth * kPerSlot<T>; d += kElements) {
+    const int n = larger(smaller(width - d, kElements), 0);
+    store(packed + d / kPerSlot<T>, load_slots_first(row + d, n));
+  }
+}
+
+/// Zeros to slots begin..end of panels that are `panel_slots` apart.
+inline void clear_slots(float* panels, int n_panels, int panel_slots, int begin, int end) {
+  for (int panel = 0; panel < n_panels; ++panel) {
+    for (int slot = begin * kPanel; slot < end * kPanel; slot += kLanes) {
+      store(panels + panel * panel_slots + slot, splat(0.0f));
+    }
+  }
+}
+
 /// Keys begin..begin+n_keys in panels of kPanel keys, [panel][depth][kPanel]; zeros past the last.
 template <typename T>
 inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int n_keys, int head_dim,
                       float* packed) {
-  const int panel_slots = slots_for<T>(head_dim) * kPanel;
+  const int depth = whole_depth<T>(slots_for<T>(head_dim));
+  const int panel_slots = depth * kPanel;
   const T* rows[2][kLanes];
   const auto find_rows = [&](int j, const T** found) {
     for (int i = 0; i < kLanes; ++i) found[i] = j + i < n_keys ? k[begin + j + i] : zero_row<T>();
@@ -94,6 +128,7 @@ inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int n_keys, int he
     float* columns = packed + j / kPanel * panel_slots + j % kPanel;
     pack_transposed(rows[now], rows[now ^ 1], head_dim, columns, kPanel);
   }
+  clear_slots(packed, (n_keys + kPanel - 1) / kPanel, panel_slots, slots_for<T>(head_dim), depth);
 }
 
 /// kLanes columns of a row of values from column `d` on, 0 past the row's `width`.
@@ -153,6 +188,8 @@ inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int n_keys, int 
       pack_value_row(row, near, value_dim, panel_slots, slot);
     }
   }
+  const int depth = slots_for<T>(n_keys);
+  clear_slots(packed, (value_dim + kPanel - 1) / kPanel, panel_slots, depth, whole_depth<T>(depth));
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -6,13 +6,14 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 /// The states of a tile's rows: maxima in log2 units, sums in units of 2^maximum.
+template <int kStep>
 struct TileStates {
-  float maximum[kTileStep];
-  float sum[kTileStep];
-  float mass[kTileStep];  ///< with pairs, as prefill_pairs.h says
+  float maximum[kStep];
+  float sum[kStep];
+  float mass[kStep];  ///< with pairs, as prefill_pairs.h says
 
   void reset() {
-    for (int r = 0; r < kTileStep; ++r) {
+    for (int r = 0; r < kStep; ++r) {
       maximum[r] = -kInfinity;
       sum[r] = 0;
       mass[r] = 0;
@@ -52,19 +53,20 @@ inline void exponentiate(float* scores, float reference, int n_keys, float& sum)
 /// maxima. `block` and `heavy`, one for each row, are used with pairs.
 template <typename T>
 inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
-                         const PairsBlock* block, HeavyPairs* heavy, TileStates& states,
-                         float* factors) {
+                         const PairsBlock* block, HeavyPairs* heavy,
+                         TileStates<kTileStep<T>>& states, float* factors) {
+  constexpr int kStep = kTileStep<T>;
   const int computed = (n_keys + kPanel - 1) / kPanel * kPanel;
-  float references[kTileStep];
-  float most[kTileStep];
-  float maxima[kTileStep];
-  for (int r = 0; r < kTileStep; ++r) maxima[r] = states.maximum[r];
-  for (int r = 0; r < kTileStep; ++r) most[r] = -kInfinity;
+  float references[kStep];
+  float most[kStep];
+  float maxima[kStep];
+  for (int r = 0; r < kStep; ++r) maxima[r] = states.maximum[r];
+  for (int r = 0; r < kStep; ++r) most[r] = -kInfinity;
   for (int r = 0; r < n_rows; ++r) {
-    most[r] = mask_and_maximum(scores + r * kMaxBlock, visible[r], computed);
+    most[r] = mask_and_maximum(scores + r * kScoreStep, visible[r], computed);
     if (most[r] > maxima[r]) maxima[r] = most[r];
   }
-  for (int r = 0; r < kTileStep; r += kLanes) {
+  for (int r = 0; r < kStep; r += kLanes) {
     // Never subtract -inf: a row that has seen nothing keeps weights of 0.
     const Vec reference = max(load(maxima + r), splat(-0x1.fffffep127f));
     const Vec factor = exp2(load(states.maximum + r) - reference);
@@ -78,7 +80,7 @@ inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_ke
     }
   }
   for (int r = 0; r < n_rows; ++r) {
-    float* row = scores + r * kMaxBlock;
+    float* row = scores + r * kScoreStep;
     if constexpr (kPairs<T>) {
       exponentiate_pairs(row, *block, references[r], most[r], computed, states.sum[r],
                          states.mass[r], heavy[r]);

@@ -6,11 +6,22 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// Most keys of a block; also the slots from one row of scores to the next.
+/// Most keys of a block.
 inline constexpr int kMaxBlock = 256;
 
-/// Rows of a tile, rounded up to whole vectors.
-inline constexpr int kTileStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
+/// Slots from one row of scores to the next, and of numerators. Never a power of two: on Intel's
+/// processors a load waits for an earlier store that is a multiple of 4 KB away.
+inline constexpr int kScoreStep = kMaxBlock + kLanes;
+constexpr int numerator_step(int n_vecs) { return (n_vecs + 1) * kLanes; }
+
+/// Rows of a tile that is multiplied in vectors, rounded up to whole vectors.
+inline constexpr int kRowStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
+
+/// Rows of a tile, and the same rounded up to whole vectors.
+template <typename T>
+inline constexpr int kTileRows = kInRegisters<T> ? 2 * kAmxRows : kRowTile;
+template <typename T>
+inline constexpr int kTileStep = kInRegisters<T> ? kTileRows<T> : kRowStep;
 
 /// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
 /// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
@@ -89,12 +100,12 @@ template <bool kOfPairs, int kRows, int kVecs>
 inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
                         float* scores) {
   Vec sums[kRows][kVecs];
-  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kTileStep>(q, k, depth, kScoreChain, near, sums);
+  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kRowStep>(q, k, depth, kScoreChain, near, sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
-      store(scores + r * kMaxBlock + c * kLanes, sums[r][c] * splat(scale));
+      store(scores + r * kScoreStep + c * kLanes, sums[r][c] * splat(scale));
     }
   }
 }
@@ -119,8 +130,8 @@ template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
                              const float* factors, SpreadRows& near, float* out, int out_step) {
   Vec sums[kRows][kVecs];
-  multiply_in_chains<kOfPairs, kRows, kVecs, kMaxBlock, 1>(weights, values, depth, chain, near,
-                                                           sums);
+  multiply_in_chains<kOfPairs, kRows, kVecs, kScoreStep, 1>(weights, values, depth, chain, near,
+                                                            sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     const Vec factor = splat(factors[r]);
@@ -136,7 +147,7 @@ inline void add_values_panel(const float* weights, const float* values, int dept
 template <bool kOfPairs, int kRows>
 void add_values_tile(const float* weights, const float* values, int depth, int panel_depth,
                      int chain, const float* factors, SpreadRows& near, float* out, int n_vecs) {
-  const int out_step = n_vecs * kLanes;
+  const int out_step = numerator_step(n_vecs);
   for (int c = 0; c < n_vecs; c += 2) {
     const float* panel = values + static_cast<sdpa_i64>(c) * kLanes * panel_depth;
     float* columns = out + c * kLanes;

@@ -9,28 +9,34 @@ namespace metal_sdpa::cpu {
 namespace {
 
 /// Query rows under one KV head up to which measurement favours sdpa_decode: from there on
-/// sdpa_prefill multiplies faster, which packs K and V once for all rows; sooner where products are
-/// of bf16 pairs, which sdpa_decode makes of K alone. The baseline is slow at widening.
+/// sdpa_prefill multiplies faster, which packs K and V once for all rows; sooner where bf16
+/// products are of pairs, which sdpa_decode makes of K alone. The baseline is slow at widening.
 std::int64_t most_rows(DType dtype, Isa isa) {
-  if (isa == Isa::baseline && dtype != DType::f32) return 8;
-  const bool has_pairs = dtype == DType::bf16 && isa == Isa::avx512_bf16;
-  const bool is_wide = isa == Isa::avx512 || isa == Isa::avx512_bf16;
-  return is_wide && !has_pairs ? 48 : 16;
-}
-
-/// sdpa_prefill gives so many rows of a KV head to one thread, which a large group (few KV heads)
-/// cannot afford; least of all with one query, where keys are many for each row.
-bool suits_decode(const SdpaProblem& problem, Isa isa) {
-  const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  std::int64_t most = most_rows(problem.dtype, isa);
-  if (group >= 8) most = std::max<std::int64_t>(most, problem.seq_len == 1 ? 48 : 16);
-  return rows_per_kv_head(problem) <= most;
+  const bool is_bf16 = dtype == DType::bf16;
+  switch (isa) {
+    case Isa::baseline:
+      return dtype == DType::f32 ? 24 : is_bf16 ? 16 : 8;
+    case Isa::avx2:
+      return 20;
+    case Isa::avx512:
+      return 48;
+    case Isa::avx512_bf16:
+      return is_bf16 ? 16 : 48;
+    case Isa::avx512_amx:
+    case Isa::amx_emulated:
+      return is_bf16 ? 8 : 48;
+    case Isa::neon:
+    case Isa::neon_bf16:
+      return 16;
+  }
+  return 16;
 }
 
 }  // namespace
 
 bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
-  if (problem.kernel.empty() && !suits_decode(problem, isa)) return false;
+  if (problem.kernel.empty() && rows_per_kv_head(problem) > most_rows(problem.dtype, isa))
+    return false;
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));

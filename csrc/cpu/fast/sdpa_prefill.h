@@ -1,6 +1,8 @@
 // sdpa_prefill's tables, shared by its plan and its kernels.
 #pragma once
 
+#include <cstdint>
+
 namespace metal_sdpa::cpu {
 
 /// Keys of one block: packed once, then used by all rows of a work item while in the L2 cache.
@@ -10,9 +12,13 @@ constexpr int prefill_block_len(int head_dim, int value_dim) {
   return width <= 768 ? 128 : 64;
 }
 
-/// Keys of one span, which ends a chain of f32 additions and is the least that one work item takes:
-/// at most 8 blocks, and at most 1024 keys, so that a long cache has items for every thread.
-constexpr int prefill_span_len(int block_len) { return block_len <= 128 ? 8 * block_len : 1024; }
+/// Keys of one span, which ends a chain of f32 additions and is the least that one work item takes.
+/// At most 8 blocks; short where query rows under a KV head are few, so that there are items for
+/// every thread, but a merge costs what 8 keys do.
+constexpr int prefill_span_len(int block_len, std::int64_t rows) {
+  if (block_len == 64 || rows <= 48) return 512;
+  return 1024;
+}
 
 /// Query rows of one work item, where there are as many: enough to make packing cheap, few enough
 /// to leave their operands in the L2 cache. Never changes bits.

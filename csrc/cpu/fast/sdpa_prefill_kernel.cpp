@@ -41,6 +41,7 @@ PrefillShare share_of(const NativeLaunch& launch, sdpa_i64 head, sdpa_i64 index)
 /// Threadgroups (sets of args.group_split rows times parts of the spans, n_kv_heads, batch).
 template <typename T>
 void prefill(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
+  [[maybe_unused]] const AmxScope<kInRegisters<T>> scope;
   const GridSize& grid = launch.threadgroups;
   for (std::uint64_t group = work.begin; group < work.end; ++group) {
     const auto head = static_cast<sdpa_i64>(group / grid.x);
@@ -53,6 +54,10 @@ void prefill(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
 }  // namespace
 
 extern const FamilyKernels kPrefill;
+#if defined(METAL_SDPA_HAS_AMX)
+const FamilyKernels kPrefill{nullptr, nullptr, prefill<BF16>};  // the others are those of avx512
+#else
 const FamilyKernels kPrefill{prefill<float>, prefill<F16>, prefill<BF16>};
+#endif
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -55,8 +55,9 @@ Cut cut_work(const SdpaProblem& problem, const SdpaArgs& args, int threads) {
 }  // namespace
 
 bool plan_prefill(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
-  const int span_len = prefill_span_len(
-      prefill_block_len(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim)));
+  const int block_len =
+      prefill_block_len(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
+  const int span_len = prefill_span_len(block_len, rows_per_kv_head(problem));
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   const Cut cut = cut_work(problem, args, target.threads);
   const std::int64_t rows = ceil_div(rows_per_kv_head(problem), cut.items);

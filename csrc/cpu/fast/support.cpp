@@ -5,6 +5,8 @@
 #include <limits>
 #include <new>
 
+#include "cpu/isa.h"
+
 namespace metal_sdpa::cpu {
 namespace {
 
@@ -38,6 +40,8 @@ class Scratch {
 };
 
 }  // namespace
+
+int most_slots_to_load = is_intel() ? 0 : 64;
 
 void* thread_scratch(std::size_t bytes) {
   thread_local Scratch scratch;
