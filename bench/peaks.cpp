@@ -13,6 +13,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #if defined(__linux__)
@@ -137,6 +142,36 @@ __attribute__((target("avx512f,avx512bf16"))) double dot_avx512_bf16(std::int64_
   return 4.0 * 16 * kChains * static_cast<double>(rounds);
 }
 
+#if defined(__linux__)
+
+/// Whether this process may use the tile registers of AMX-BF16.
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24;  // BF16 and TILE, of leaf 7's edx
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmx) != kAmx) return false;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+}
+
+/// Four independent sums of products of 16 x 32 by 32 x 16 bf16. In assembly, which no compiler
+/// flag has to allow.
+double dot_amx(std::int64_t rounds) {
+  alignas(64) std::uint8_t config[64] = {1};  // palette
+  for (int i = 0; i < 8; ++i) {
+    config[16 + 2 * i] = 64;  // bytes of a row
+    config[48 + i] = 16;      // rows
+  }
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  for (std::int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile(
+        "tdpbf16ps %tmm7, %tmm6, %tmm0\n\ttdpbf16ps %tmm7, %tmm6, %tmm1\n\t"
+        "tdpbf16ps %tmm7, %tmm6, %tmm2\n\ttdpbf16ps %tmm7, %tmm6, %tmm3");
+  }
+  __asm__ volatile("tilerelease");
+  return 4.0 * 2 * 16 * 16 * 32 * static_cast<double>(rounds);
+}
+
+#endif
+
 #elif defined(__aarch64__)
 
 double fma_neon(std::int64_t rounds) {
@@ -196,6 +231,10 @@ FlopLoop fma_loop() {
 
 FlopLoop dot_loop() {
 #if defined(__x86_64__)
+#if defined(__linux__)
+  static const bool amx = has_amx();
+  if (amx) return dot_amx;
+#endif
   if (__builtin_cpu_supports("avx512bf16")) return dot_avx512_bf16;
 #elif defined(__aarch64__)
   if (has_bf16()) return dot_neon_bf16;
@@ -292,6 +331,9 @@ std::uint32_t load_streams(LoadLoop loop, const std::byte* from, std::size_t byt
 /// The instruction set of the multiply-adds: "avx512", "avx2", "neon" or "baseline".
 PEAKS_API const char* peaks_isa() {
 #if defined(__x86_64__)
+#if defined(__linux__)
+  if (dot_loop() == dot_amx) return "avx512_amx";
+#endif
   if (fma_loop() == fma_avx512) return "avx512";
   if (fma_loop() == fma_avx2) return "avx2";
 #elif defined(__aarch64__)

@@ -2,7 +2,7 @@
 
 Every figure of that section comes from the files; several runs are merged by their medians, and
 "a peer wins" means that it wins in each of them. The plot and the merged figures are written beside
-the page, in docs/performance/.
+the page, in docs/performance/. `--page` names another page with such a section.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ def header_lines(document: Record) -> list[str]:
     ]
 
 
-def results_markdown(document: Record) -> str:
-    """The section between the markers."""
+def results_markdown(document: Record, folder: str) -> str:
+    """The section between the markers; the picture is in `folder`, beside the page."""
     lines = header_lines(document)
-    lines += ["![time against peers and share of the limit](performance/bench.png)", ""]
+    lines += [f"![time against peers and share of the limit]({folder}/bench.png)", ""]
     families = dict.fromkeys(cell["family"] for cell in document["cells"])
     for family in families:
         lines += family_table(family, [c for c in document["cells"] if c["family"] == family])
@@ -158,15 +158,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     document = merge_runs([json.loads(path.read_text()) for path in options.runs])
-    page = replace_section(options.page.read_text(), results_markdown(document))
     beside = options.page.with_suffix("")
     beside.mkdir(exist_ok=True)
+    section = results_markdown(document, beside.name)
+    page = replace_section(options.page.read_text(), section)
     options.page.write_text(page)
     (beside / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
     plot = options.runs[0].with_name("bench.png")
     if plot.exists():
         shutil.copyfile(plot, beside / "bench.png")
-    print(f"{options.page}: {len(document['cells'])} cells of {document['runs']} runs")
+    print(f"{options.page}: {len(document['cells'])} cells, merged from {document['runs']}")
     return 0
 
 
