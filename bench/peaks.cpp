@@ -328,7 +328,7 @@ std::uint32_t load_streams(LoadLoop loop, const std::byte* from, std::size_t byt
 
 }  // namespace
 
-/// The instruction set of the multiply-adds: "avx512", "avx2", "neon" or "baseline".
+/// The widest instruction set of the loops: "avx512_amx", "avx512", "avx2", "neon" or "baseline".
 PEAKS_API const char* peaks_isa() {
 #if defined(__x86_64__)
 #if defined(__linux__)

@@ -118,7 +118,8 @@ class Backend : public std::enable_shared_from_this<Backend> {
   /// Adds the device's own attention kernels to a registry.
   virtual void register_sdpa(KernelRegistry& registry) = 0;
 
-  /// Pure: reads the problem, the options and facts of the device that never change.
+  /// Changes nothing: reads the problem, the options, the number of threads and facts of the
+  /// device.
   virtual Plan plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const = 0;
 
   /// Runs a plan after everything committed before and returns when it is done; through a command

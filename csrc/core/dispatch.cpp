@@ -135,7 +135,7 @@ void check_encode_devices(const EncoderState& state, const KernelRegistry& regis
   }
 }
 
-/// A node that can be planned anew up to the capacity without more memory.
+/// A node with memory for a plan of the whole capacity; a later plan that wants more takes more.
 void record_node(Graph::State& graph, const KernelRegistry& registry, const SdpaOperands& operands,
                  const SdpaProblem& problem, const Plan& plan, const Device& device) {
   Backend& backend = *device.backend();

@@ -21,7 +21,8 @@ enum class Isa {
 const char* isa_name(Isa isa) noexcept;
 std::optional<Isa> isa_from_name(std::string_view name) noexcept;
 
-/// Whether this machine (processor and operating system) runs it and the build holds it.
+/// Whether this machine (processor and operating system) runs it and the build holds it. The first
+/// call asks Linux to let this process use AMX's registers, where there are any.
 bool isa_supported(Isa isa) noexcept;
 
 /// Whether the processor is one of Intel's, whose kernels differ in speed from AMD's.

@@ -35,14 +35,16 @@ class AmxScope {};
 
 #if defined(__AMX_BF16__)
 
+// Nothing here by the intrinsics: g++ 12's do not tell the compiler what memory they read.
+
 template <>
 class AmxScope<true> {
  public:
   AmxScope() {
-    Config config;
-    _tile_loadconfig(&config);
+    const Config config;
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
   }
-  ~AmxScope() { _tile_release(); }
+  ~AmxScope() { __asm__ volatile("tilerelease"); }
   AmxScope(const AmxScope&) = delete;
   AmxScope& operator=(const AmxScope&) = delete;
 
@@ -57,7 +59,6 @@ class AmxScope<true> {
   static_assert(sizeof(Config) == 64, "palette 1 has 64 bytes");
 };
 
-// Not by the intrinsics: g++ 12's do not tell the compiler that they read memory.
 template <int kTile>
 inline void amx_zero() {
   __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));

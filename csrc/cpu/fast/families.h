@@ -14,8 +14,9 @@ const char* fast_kernel_name(Family family, DType dtype, Isa isa);
 /// Query rows under one KV head, L * Hq / Hkv.
 std::int64_t rows_per_kv_head(const SdpaProblem& problem);
 
-/// Bytes of the states of all rows and spans, as span_states.h has them.
-std::uint64_t state_bytes(const SdpaProblem& problem, const SdpaArgs& args);
+/// Bytes of the states of all rows and spans, as span_states.h has them; also where no machine has
+/// so many.
+double state_bytes(const SdpaProblem& problem, const SdpaArgs& args);
 
 /// Scratch memory for them and for `counters` counters, bound to the last step of the plan.
 void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,

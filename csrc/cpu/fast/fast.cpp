@@ -62,16 +62,16 @@ std::int64_t rows_per_kv_head(const SdpaProblem& problem) {
   return problem.seq_len * (problem.n_heads / problem.n_kv_heads);
 }
 
-std::uint64_t state_bytes(const SdpaProblem& problem, const SdpaArgs& args) {
-  const std::int64_t slots = rows_per_kv_head(problem) * state_slots(problem.value_dim);
-  return static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads * slots) * args.n_spans *
-         sizeof(float);
+double state_bytes(const SdpaProblem& problem, const SdpaArgs& args) {
+  const double rows = static_cast<double>(problem.batch) * static_cast<double>(problem.n_kv_heads) *
+                      static_cast<double>(rows_per_kv_head(problem));
+  return rows * args.n_spans * static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
 }
 
 void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,
                  Plan& plan) {
   PlanStep& step = plan.steps.back();
-  plan.scratch_bytes[0] = state_bytes(problem, args);
+  plan.scratch_bytes[0] = static_cast<std::uint64_t>(state_bytes(problem, args));
   plan.scratch_bytes[1] = counters * sizeof(std::uint32_t);
   step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
   step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});

@@ -14,7 +14,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 static_assert(kLanes == kAmxRows, "a vector is a row of a register");
 
 /// Products of registers after which a chain of f32 additions ends. Each of them adds the sum of
-/// two chains of 16 to the chain, so that no more than 32 roundings follow each other.
+/// two chains of 16 to the chain, so that some 34 roundings follow each other at most.
 inline constexpr int kAmxChain = 16 * kAmxRows;  // slots
 
 /// Registers 0 and 1 (rows 0 to 15) and, with kTwo, 2 and 3 (rows 16 to 31) = a b over `depth`
@@ -130,9 +130,9 @@ struct RegisterProducts {
 template <typename T>
 inline auto products_of(int n_rows) {
 #if defined(METAL_SDPA_HAS_AMX)
-  if constexpr (kInRegisters<T>) return RegisterProducts{n_rows};
+  if constexpr (kUsesAmx<T>) return RegisterProducts{n_rows};
 #endif
-  if constexpr (!kInRegisters<T>) return tile_products<kPairs<T>>(n_rows);
+  if constexpr (!kUsesAmx<T>) return tile_products<kPairs<T>>(n_rows);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

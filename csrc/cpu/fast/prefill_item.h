@@ -9,13 +9,13 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// What is one item's of a KV head.
+/// The part of a KV head's work that is one item's.
 struct PrefillShare {
   sdpa_i64 row_begin;
   int n_rows;
   sdpa_i64 span_begin;
   sdpa_i64 n_spans;
-  sdpa_i64 counter;  ///< that all items of the same rows count their spans by
+  sdpa_i64 counter;  ///< of spans done, shared by the items of the same rows
 };
 
 template <typename T>
@@ -45,7 +45,7 @@ class PrefillItem {
     place_memory();
   }
 
-  /// False when asked to stop, with nothing written. An AmxScope must live where kInRegisters<T>.
+  /// False when asked to stop, with no output written. An AmxScope must live where kUsesAmx<T>.
   bool run(StopToken& stop) {
     if (span_begin_ >= span_end_) return true;
     pack_queries();
@@ -88,14 +88,14 @@ class PrefillItem {
     const sdpa_i64 k_slots = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel * kPanel);
     const sdpa_i64 v_slots = sdpa_i64{n_panels} * kPanel * panel_depth_;
     const sdpa_i64 out_slots = sdpa_i64{n_rows_} * out_step();
-    const sdpa_i64 state_slots = sdpa_i64{n_tiles_} * sizeof(States) / sizeof(float);
+    const sdpa_i64 tile_slots = sdpa_i64{n_tiles_} * sizeof(States) / sizeof(float);
     const sdpa_i64 n_totals = has_totals() ? n_rows_ : is_shared_ ? 1 : 0;
     const sdpa_i64 total_slots = RowTotal::slots(width()) * n_totals;
     const sdpa_i64 block_slots = kPairs<T> ? sizeof(PairsBlock) / sizeof(float) : 0;
     const sdpa_i64 heavy_slots = kPairs<T> ? kRows * sizeof(HeavyPairs) / sizeof(float) : 0;
     constexpr int kPlaces = 9;
-    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,   v_slots,     kRows * kScoreStep,
-                                     state_slots, out_slots, total_slots, block_slots,
+    const sdpa_i64 slots[kPlaces] = {q_slots,    k_slots,   v_slots,     kRows * kScoreStep,
+                                     tile_slots, out_slots, total_slots, block_slots,
                                      heavy_slots};
     float** const places[kPlaces] = {&q_,          &k_,      &v_,     &scores_, &states_,
                                      &numerators_, &totals_, &block_, &heavy_};
@@ -132,7 +132,7 @@ class PrefillItem {
   /// AMX multiplies rows as they lie, vectors take the same slot of all rows.
   void pack_tile(const T* const* rows, float* packed) {
     const int head_dim = static_cast<int>(args_.head_dim);
-    if constexpr (kInRegisters<T>) {
+    if constexpr (kUsesAmx<T>) {
       for (int r = 0; r < kStep; ++r) pack_row(rows[r], head_dim, depth_, packed + r * depth_);
     } else {
       for (int r = 0; r < kStep; r += kLanes) {

@@ -22,11 +22,11 @@ inline constexpr int kPerSlot = kPairs<T> ? 2 : 1;
 
 /// Whether products of T are made in AMX's registers, whole ones.
 template <typename T>
-inline constexpr bool kInRegisters = kPairs<T> && kHasAmx;
+inline constexpr bool kUsesAmx = kPairs<T> && kHasAmx;
 
 /// Slots that products take at once: operands end with zeros up to a multiple.
 template <typename T>
-inline constexpr int kDepthUnit = kInRegisters<T> ? kAmxRows : 1;
+inline constexpr int kDepthUnit = kUsesAmx<T> ? kAmxRows : 1;
 
 template <typename T>
 inline int whole_depth(int slots) {

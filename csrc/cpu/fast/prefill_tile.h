@@ -9,19 +9,19 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 /// Most keys of a block.
 inline constexpr int kMaxBlock = 256;
 
-/// Slots from one row of scores to the next, and of numerators. Never a power of two: on Intel's
-/// processors a load waits for an earlier store that is a multiple of 4 KB away.
+/// Slots from one row of scores to the next, and of numerators. An odd number of vectors: on
+/// Intel's processors a load waits for an earlier store that is a multiple of 4 KB away.
 inline constexpr int kScoreStep = kMaxBlock + kLanes;
-constexpr int numerator_step(int n_vecs) { return (n_vecs + 1) * kLanes; }
+constexpr int numerator_step(int n_vecs) { return (n_vecs | 1) * kLanes; }
 
 /// Rows of a tile that is multiplied in vectors, rounded up to whole vectors.
-inline constexpr int kRowStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
+inline constexpr int kVectorStep = (kRowTile + kLanes - 1) / kLanes * kLanes;
 
 /// Rows of a tile, and the same rounded up to whole vectors.
 template <typename T>
-inline constexpr int kTileRows = kInRegisters<T> ? 2 * kAmxRows : kRowTile;
+inline constexpr int kTileRows = kUsesAmx<T> ? 2 * kAmxRows : kRowTile;
 template <typename T>
-inline constexpr int kTileStep = kInRegisters<T> ? kTileRows<T> : kRowStep;
+inline constexpr int kTileStep = kUsesAmx<T> ? kTileRows<T> : kVectorStep;
 
 /// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
 /// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
@@ -100,7 +100,7 @@ template <bool kOfPairs, int kRows, int kVecs>
 inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
                         float* scores) {
   Vec sums[kRows][kVecs];
-  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kRowStep>(q, k, depth, kScoreChain, near, sums);
+  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
