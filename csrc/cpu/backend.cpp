@@ -96,7 +96,7 @@ std::string cpu_name() {
 
 Isa isa_by_name(const std::string& name, const char* source) {
   const std::optional<Isa> isa = isa_from_name(name);
-  if (isa.has_value() && isa_supported(*isa)) return *isa;
+  if (isa.has_value() && isa_supported(*isa) && isa_allowed(*isa)) return *isa;
   std::string supported;
   for (const Isa known : supported_isas()) {
     supported += supported.empty() ? "" : ", ";

@@ -3,8 +3,10 @@
 
 #include <array>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -45,29 +47,31 @@ bool has_arm_bf16() noexcept {
 }
 #endif
 
-#if defined(__x86_64__) && defined(__linux__)
-/// Whether the processor has AMX-BF16 and the system lets this process use its registers.
-bool ask_for_amx() noexcept {
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // of leaf 7's edx
+#if defined(__x86_64__)
+/// Whether the processor has AMX-BF16 and the system keeps its registers.
+bool has_amx() noexcept {
+  constexpr unsigned kXsave = 1u << 27;                  // OSXSAVE, of leaf 1's ecx
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24;         // BF16 and TILE, of leaf 7's edx
+  constexpr unsigned kTileStates = 1u << 17 | 1u << 18;  // of XCR0
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
-  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM, for all threads
-  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kXsave) == 0) return false;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmx) != kAmx) return false;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & kTileStates) == kTileStates;
 }
 #endif
 
-#if defined(__x86_64__)
-bool has_amx() noexcept {
-#if defined(__linux__)
-  static const bool has = ask_for_amx();
-  return has;
+/// Asks the system for AMX's registers, for all threads of the process.
+bool ask_for_amx() noexcept {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
 }
-#endif
 
 }  // namespace
 
@@ -118,11 +122,23 @@ bool isa_supported(Isa isa) noexcept {
   return false;
 }
 
+bool isa_allowed(Isa isa) noexcept {
+  if (isa != Isa::avx512_amx) return true;
+  static const bool allowed = ask_for_amx();
+  return allowed;
+}
+
 Isa best_isa() {
-  const Isa last = supported_isas().back();
-  // Intel's processors make two f32 multiply-adds in the time of one dot product of pairs: on a
-  // Xeon of the fourth generation 136 and 75 GFLOP/s.
-  return last == Isa::avx512_bf16 && is_intel() ? Isa::avx512 : last;
+  Isa best = Isa::baseline;
+  for (const Isa isa : supported_isas()) {
+    // AMX is taken where it is asked for: isa.h says why.
+    if (isa == Isa::avx512_amx) continue;
+    // Intel's processors make two f32 multiply-adds in the time of one dot product of pairs: on a
+    // Xeon of the fourth generation 136 and 75 GFLOP/s.
+    if (isa == Isa::avx512_bf16 && is_intel()) continue;
+    best = isa;
+  }
+  return best;
 }
 
 std::vector<Isa> supported_isas() {

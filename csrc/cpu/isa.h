@@ -21,14 +21,19 @@ enum class Isa {
 const char* isa_name(Isa isa) noexcept;
 std::optional<Isa> isa_from_name(std::string_view name) noexcept;
 
-/// Whether this machine (processor and operating system) runs it and the build holds it. The first
-/// call asks Linux to let this process use AMX's registers, where there are any.
+/// Whether this machine (processor and operating system) runs it and the build holds it.
 bool isa_supported(Isa isa) noexcept;
+
+/// Whether this process may use it: Linux gives AMX's registers to processes that ask. From then on
+/// it takes no signal stacks that are too small for them.
+bool isa_allowed(Isa isa) noexcept;
 
 /// Whether the processor is one of Intel's, whose kernels differ in speed from AMD's.
 bool is_intel() noexcept;
 
-/// The one to take unless told otherwise.
+/// The one to take unless told otherwise. Never avx512_amx yet: on real hardware a program whose
+/// first call used it crashed when system functions were called while registers were in use; that
+/// they no longer are has not been tried there.
 Isa best_isa();
 
 /// In the order of the enumeration; never empty.

@@ -144,8 +144,11 @@ TEST_CASE_FIXTURE(Fixture, "barriers follow byte ranges of storage, not handles"
   CHECK(encoder.barrier_count() == 1);  // undeclared conflicts with everything
   encode(encoder, a, b);
   CHECK(encoder.barrier_count() == 2);
+  DispatchOptions none;
+  none.reads.emplace();
+  none.writes.emplace();
   encoder.encode_threadgroups(registry.get_pipeline("add_one"), {{0, c}, {1, c}}, {1, 1, 1},
-                              {1, 1, 1}, {{}, {{}}, {{}}});
+                              {1, 1, 1}, none);
   CHECK(encoder.barrier_count() == 2);  // declared empty conflicts with nothing
   encoder.memory_barrier();
   CHECK(encoder.barrier_count() == 3);

@@ -2,7 +2,8 @@
 // bf16 pairs, times 16 rows of pairs of 16 columns, in which row k holds elements 2k and 2k + 1 of
 // each column. Included only by *_kernel.cpp.
 //
-//   AmxScope<kUsed>              the registers may be used while it lives; false: nothing
+//   AmxScope<kUsed>              the registers may be used while it lives; false: nothing. No calls
+//                                but of the kernel's own functions meanwhile
 //   amx_zero<t>()                register t = 0
 //   amx_load<t>(p, step)         its rows start at p + i * step f32 slots
 //   amx_store<t>(p, step)

@@ -45,7 +45,7 @@ class PrefillItem {
     place_memory();
   }
 
-  /// False when asked to stop, with no output written. An AmxScope must live where kUsesAmx<T>.
+  /// False when asked to stop, with no output written.
   bool run(StopToken& stop) {
     if (span_begin_ >= span_end_) return true;
     pack_queries();
@@ -168,6 +168,10 @@ class PrefillItem {
       spread_fractions(static_cast<std::uint32_t>(begin / block_len_), pairs_block()->fractions);
     }
     aim_at_next(begin + n_keys);
+    // Nothing that may reach the system's libraries is called while AMX's registers are in use: a
+    // thread's first access to its scratch memory in a library that was loaded late, for one, takes
+    // ways through the dynamic linker.
+    [[maybe_unused]] const AmxScope<kUsesAmx<T>> scope;
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
   }
 

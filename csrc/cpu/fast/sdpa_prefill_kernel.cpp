@@ -41,7 +41,6 @@ PrefillShare share_of(const NativeLaunch& launch, sdpa_i64 head, sdpa_i64 index)
 /// Threadgroups (sets of args.group_split rows times parts of the spans, n_kv_heads, batch).
 template <typename T>
 void prefill(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
-  [[maybe_unused]] const AmxScope<kUsesAmx<T>> scope;
   const GridSize& grid = launch.threadgroups;
   for (std::uint64_t group = work.begin; group < work.end; ++group) {
     const auto head = static_cast<sdpa_i64>(group / grid.x);
