@@ -36,3 +36,12 @@ function(metal_sdpa_compile_options target)
       CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   endif()
 endfunction()
+
+# For shared libraries and modules. A compiler may link its C++ runtime from an archive. Exported,
+# the runtime's unique symbols (the identities of locale facets, for one) would replace those of
+# every library that a process loads later.
+function(metal_sdpa_hide_archives target)
+  if(NOT APPLE)
+    target_link_options(${target} PRIVATE LINKER:--exclude-libs,ALL)
+  endif()
+endfunction()

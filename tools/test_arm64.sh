@@ -4,8 +4,8 @@
 source "$(dirname "$0")/common.sh"
 
 build=build/arm64
-tests=(half_test sdpa_test sdpa_merge_test sdpa_prefill_test)
-[[ -e tests/cpp/sdpa_decode_test.cpp ]] && tests+=(sdpa_decode_test)
+tests=(half_test sdpa_test sdpa_merge_test sdpa_prefill_test sdpa_prefill_plan_test
+  sdpa_decode_test)
 
 cmake -G Ninja -S . -B "$build" --log-level=WARNING \
   -DCMAKE_TOOLCHAIN_FILE="$ROOT/cmake/toolchains/linux-arm64.cmake" \

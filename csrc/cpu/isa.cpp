@@ -131,8 +131,7 @@ bool isa_allowed(Isa isa) noexcept {
 Isa best_isa() {
   Isa best = Isa::baseline;
   for (const Isa isa : supported_isas()) {
-    // AMX is taken where it is asked for: isa.h says why.
-    if (isa == Isa::avx512_amx) continue;
+    if (!isa_allowed(isa)) continue;
     // Intel's processors make two f32 multiply-adds in the time of one dot product of pairs: on a
     // Xeon of the fourth generation 136 and 75 GFLOP/s.
     if (isa == Isa::avx512_bf16 && is_intel()) continue;

@@ -31,9 +31,7 @@ bool isa_allowed(Isa isa) noexcept;
 /// Whether the processor is one of Intel's, whose kernels differ in speed from AMD's.
 bool is_intel() noexcept;
 
-/// The one to take unless told otherwise. Never avx512_amx yet: on real hardware a program whose
-/// first call used it crashed when system functions were called while registers were in use; that
-/// they no longer are has not been tried there.
+/// The one to take unless told otherwise.
 Isa best_isa();
 
 /// In the order of the enumeration; never empty.

@@ -55,7 +55,8 @@ TEST_CASE("allocation refuses what it cannot give") {
     CHECK(error_of([&] { device.alloc_buffer(8, DType::f32, {3}); }, "is 12 bytes") ==
           ErrorCode::invalid_argument);
     CHECK(error_of([&] { device.alloc_buffer(0, DType::f32, {}); }) == ErrorCode::invalid_argument);
-    CHECK(error_of([&] { device.empty({std::int64_t{1} << 46}, DType::u8); }) ==
+    // More than a process can address: systems that overcommit map anything less.
+    CHECK(error_of([&] { device.empty({std::int64_t{1} << 58}, DType::u8); }) ==
           ErrorCode::buffer_allocation);
     CHECK(error_of([&] { device.empty({INT64_MAX, 8}, DType::f32); }) ==
           ErrorCode::invalid_argument);

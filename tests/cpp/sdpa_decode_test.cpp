@@ -12,45 +12,18 @@
 #include <vector>
 
 #include "cpu/fast/support.h"
-#include "cpu/isa.h"
-#include "oracle.h"
-#include "problems.h"
-#include "support.h"
+#include "cpu_kernels.h"
 
 using namespace metal_sdpa;
 using namespace metal_sdpa::test;
 
 namespace {
 
-constexpr std::array<DType, 3> kDTypes{DType::f32, DType::f16, DType::bf16};
-
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const cpu::Isa isa : cpu::supported_isas()) names.emplace_back(cpu::isa_name(isa));
-  return names;
-}
-
-/// One KV head with packed layouts, all keys in use.
-SdpaProblem problem_of(DType dtype, std::int64_t group, std::int64_t rows, std::int64_t keys,
-                       std::int64_t width) {
-  SdpaProblem p;
-  p.kernel = "sdpa_decode";
-  p.dtype = dtype;
-  p.n_heads = group;
-  p.seq_len = rows;
-  p.kv_capacity = p.kv_len = keys;
-  p.head_dim = p.value_dim = width;
-  p.scale = 1 / std::sqrt(static_cast<float>(width));
+SdpaProblem decode_problem(DType dtype, std::int64_t group, std::int64_t rows, std::int64_t keys,
+                           std::int64_t width) {
+  SdpaProblem p = problem_of("sdpa_decode", dtype, group, rows, keys, width, width);
   p.causal = true;
-  p.return_lse = true;
-  p.set_packed_layouts();
   return p;
-}
-
-double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperands& x) {
-  fill_bytes(x.out, 0xff);
-  sdpa(device, x, p);
-  return worst_error(p, x, reference_sdpa(p, x));
 }
 
 /// The buffer's bytes in memory of their own, with an inaccessible page behind the last one.
@@ -110,11 +83,10 @@ TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
     const Device device("cpu", {1, isa});
     for (const Edge& edge : edges) {
       if (edge.isa != nullptr && isa != edge.isa) continue;
-      SdpaProblem p = problem_of(edge.dtype, edge.group, edge.seq_len, 300, 64);
+      SdpaProblem p = decode_problem(edge.dtype, edge.group, edge.seq_len, 300, 64);
       p.kernel.clear();
       const std::string kernel = plan_sdpa(device, p).steps.front().kernel;
-      INFO(isa, " ", std::string(dtype_name(edge.dtype)), " group ", edge.group, " L ",
-           edge.seq_len);
+      INFO(isa, " ", name_of(edge.dtype), " group ", edge.group, " L ", edge.seq_len);
       CHECK(kernel.starts_with(edge.decodes ? "sdpa_decode" : "sdpa_prefill"));
     }
   }
@@ -129,7 +101,7 @@ TEST_CASE("random problems are within the bounds, with the same bits on two thre
       SdpaProblem p = random_problem(rng, {});
       p.kernel = "sdpa_decode";
       const SdpaOperands x = random_operands(rng, one, p);
-      INFO(isa, " round ", round, " dtype ", std::string(dtype_name(p.dtype)));
+      INFO(isa, " round ", round, " dtype ", name_of(p.dtype));
       REQUIRE(error_of_run(one, p, x) <= 1.0);
       REQUIRE(gives_same_bits(two, p, x));
     }
@@ -143,14 +115,14 @@ TEST_CASE("groups, rows, widths and lengths around the edges of spans") {
     for (const DType dtype : kDTypes) {
       for (const std::int64_t keys : {1, 31, 33, 511, 512, 513, 1025}) {
         for (const std::int64_t group : {1, 2, 3, 4, 5, 7, 8, 16}) {
-          const SdpaProblem p = problem_of(dtype, group, 1, keys, group == 5 ? 40 : 8);
+          const SdpaProblem p = decode_problem(dtype, group, 1, keys, group == 5 ? 40 : 8);
           const SdpaOperands x = random_operands(rng, device, p);
-          INFO(isa, " S ", keys, " group ", group, " ", std::string(dtype_name(dtype)));
+          INFO(isa, " S ", keys, " group ", group, " ", name_of(dtype));
           CHECK(error_of_run(device, p, x) <= 1.0);
         }
-        SdpaProblem p = problem_of(dtype, 2, 9, keys, 72);
+        SdpaProblem p = decode_problem(dtype, 2, 9, keys, 72);
         const SdpaOperands x = random_operands(rng, device, p);
-        INFO(isa, " S ", keys, " L 9 ", std::string(dtype_name(dtype)));
+        INFO(isa, " S ", keys, " L 9 ", name_of(dtype));
         CHECK(error_of_run(device, p, x) <= 1.0);
         p.q_start = -4;
         CHECK(error_of_run(device, p, x) <= 1.0);
@@ -167,12 +139,11 @@ TEST_CASE("tiles of any number of rows, and what is left of a unit and of a vect
     for (const DType dtype : kDTypes) {
       for (std::int64_t rows = 1; rows <= 36; ++rows) {
         for (std::size_t i = static_cast<std::size_t>(rows) % 3; i < widths.size(); i += 3) {
-          SdpaProblem p = problem_of(dtype, 1, rows, 37 + rows, widths[i]);
+          SdpaProblem p = decode_problem(dtype, 1, rows, 37 + rows, widths[i]);
           p.value_dim = widths[widths.size() - 1 - i];
           p.set_packed_layouts();
           const SdpaOperands x = random_operands(rng, device, p);
-          INFO(isa, " ", std::string(dtype_name(dtype)), " rows ", rows, " D ", p.head_dim, " Dv ",
-               p.value_dim);
+          INFO(isa, " ", name_of(dtype), " rows ", rows, " D ", p.head_dim, " Dv ", p.value_dim);
           CHECK(error_of_run(device, p, x) <= 1.0);
         }
       }
@@ -187,7 +158,7 @@ TEST_CASE("many spans, of which only the last row sees the last one") {
     std::mt19937 rng(17);
     // Spans of 512 keys at this width. The last row sees one key of the last span.
     for (const std::int64_t spans : {2, 3, 35}) {
-      const SdpaProblem p = problem_of(DType::f32, 2, 3, (spans - 1) * 512 + 1, 8);
+      const SdpaProblem p = decode_problem(DType::f32, 2, 3, (spans - 1) * 512 + 1, 8);
       const SdpaOperands x = random_operands(rng, one, p);
       INFO(isa, " spans ", spans);
       CHECK(error_of_run(one, p, x) <= 1.0);
@@ -204,8 +175,8 @@ TEST_CASE("a sequence has the same bits alone, in a batch and with more room") {
     std::mt19937 rng(9);
     for (const DType dtype : kDTypes) {
       for (const std::int64_t group : {1, 3, 4, 13, 16}) {
-        INFO(isa, " ", std::string(dtype_name(dtype)), " group ", group);
-        const SdpaProblem alone = problem_of(dtype, group, 1, 1300, row);
+        INFO(isa, " ", name_of(dtype), " group ", group);
+        const SdpaProblem alone = decode_problem(dtype, group, 1, 1300, row);
         const SdpaOperands x = random_operands(rng, one, alone);
         sdpa(one, x, alone);
         SdpaProblem batch = alone;
@@ -239,12 +210,12 @@ TEST_CASE("nothing is read behind the last key and value, whatever comes near ah
           for (const std::int64_t keys : {9, 65, 200}) {
             for (const std::int64_t rows : {1, 2, 4, 9, 12, 16}) {
               if (most_slots == 0 && rows > 4) continue;  // far ahead either way
-              const SdpaProblem p = problem_of(dtype, rows, 1, keys, width);
+              const SdpaProblem p = decode_problem(dtype, rows, 1, keys, width);
               SdpaOperands x = random_operands(rng, device, p);
               x.k = before_a_wall(device, x.k);
               x.v = before_a_wall(device, x.v);
-              INFO(isa, " ", std::string(dtype_name(dtype)), " D ", width, " S ", keys, " rows ",
-                   rows, " loads up to ", most_slots);
+              INFO(isa, " ", name_of(dtype), " D ", width, " S ", keys, " rows ", rows,
+                   " loads up to ", most_slots);
               CHECK(error_of_run(device, p, x) <= 1.0);
             }
           }

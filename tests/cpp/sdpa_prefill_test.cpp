@@ -1,56 +1,17 @@
 // sdpa_prefill on every instruction set that this machine runs.
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "core/half.h"
-#include "cpu/isa.h"
-#include "oracle.h"
-#include "problems.h"
-#include "support.h"
+#include "cpu_kernels.h"
 
 using namespace metal_sdpa;
 using namespace metal_sdpa::test;
 
 namespace {
-
-constexpr std::array<DType, 3> kDTypes{DType::f32, DType::f16, DType::bf16};
-
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const cpu::Isa isa : cpu::supported_isas()) names.emplace_back(cpu::isa_name(isa));
-  return names;
-}
-
-std::string name_of(DType dtype) { return dtype_name(dtype); }
-
-Device device_of(const std::string& isa, int threads = 1) { return Device("cpu", {threads, isa}); }
-
-/// One KV head with packed layouts, all keys in use.
-SdpaProblem problem_of(DType dtype, std::int64_t group, std::int64_t rows, std::int64_t keys,
-                       std::int64_t head_dim, std::int64_t value_dim) {
-  SdpaProblem p;
-  p.kernel = "sdpa_prefill";
-  p.dtype = dtype;
-  p.n_heads = group;
-  p.seq_len = rows;
-  p.kv_capacity = p.kv_len = keys;
-  p.head_dim = head_dim;
-  p.value_dim = value_dim;
-  p.scale = 1 / std::sqrt(static_cast<float>(head_dim));
-  p.return_lse = true;
-  p.set_packed_layouts();
-  return p;
-}
-
-double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperands& x) {
-  fill_bytes(x.out, 0xff);
-  sdpa(device, x, p);
-  return worst_error(p, x, reference_sdpa(p, x));
-}
 
 /// Elements of a packed tensor, moved into another layout.
 void copy_tensor(const Buffer& from, const TensorLayout& a, const Buffer& to, const TensorLayout& b,
@@ -85,14 +46,6 @@ std::vector<std::uint32_t> bits_of(const Buffer& buffer, const TensorLayout& lay
 
 }  // namespace
 
-TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of the device") {
-  for (const std::string& isa : isas()) {
-    const Plan plan = plan_sdpa(device_of(isa), problem_of(DType::f16, 4, 64, 64, 64, 64));
-    CHECK(std::string(plan.steps.front().kernel) == "sdpa_prefill_f16." + isa);
-    CHECK(plan.span_len <= 1024);
-  }
-}
-
 TEST_CASE("random problems are within the bounds") {
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa, 2);
@@ -125,7 +78,7 @@ TEST_CASE("lengths around the edges of panels, blocks, spans, tiles and items") 
     std::mt19937 rng(7);
     for (const Edge& edge : edges) {
       for (const DType dtype : kDTypes) {
-        SdpaProblem p = problem_of(dtype, 1, edge.rows, edge.keys, edge.width, edge.width);
+        SdpaProblem p = prefill_problem(dtype, 1, edge.rows, edge.keys, edge.width, edge.width);
         p.causal = true;
         const SdpaOperands x = random_operands(rng, device, p);
         INFO(isa, " L ", edge.rows, " S ", edge.keys, " D ", edge.width, " ", name_of(dtype));
@@ -159,7 +112,7 @@ TEST_CASE("head dims of every kind, also where values have another width") {
     std::mt19937 rng(8);
     for (const auto& [head_dim, value_dim] : dims) {
       for (const DType dtype : kDTypes) {
-        const SdpaProblem p = problem_of(dtype, 3, 6, 70, head_dim, value_dim);
+        const SdpaProblem p = prefill_problem(dtype, 3, 6, 70, head_dim, value_dim);
         const SdpaOperands x = random_operands(rng, device, p);
         INFO(isa, " D ", head_dim, " Dv ", value_dim, " ", name_of(dtype));
         CHECK(error_of_run(device, p, x) <= 1.0);
@@ -173,7 +126,7 @@ TEST_CASE("long sums stay within the bounds: equal scores of equal values, and w
     const Device device = device_of(isa);
     std::mt19937 rng(9);
     for (const std::int64_t keys : {256, 2048, 30000}) {
-      const SdpaProblem p = problem_of(DType::f32, 1, 2, keys, 4, 3);
+      const SdpaProblem p = prefill_problem(DType::f32, 1, 2, keys, 4, 3);
       const SdpaOperands x = poisoned_operands(device, p);
       fill_bytes(x.q, 0);
       fill_normal(x.k, rng, 1);
@@ -184,7 +137,7 @@ TEST_CASE("long sums stay within the bounds: equal scores of equal values, and w
       }
     }
     // Products of one sign: partial sums grow steadily, and the log-sum-exp shows their error.
-    SdpaProblem p = problem_of(DType::f32, 1, 2, 9, 1024, 3);
+    SdpaProblem p = prefill_problem(DType::f32, 1, 2, 9, 1024, 3);
     const SdpaOperands x = poisoned_operands(device, p);
     for (const Buffer& buffer : {x.q, x.k, x.v}) {
       for (std::size_t i = 0; i < buffer.element_count(); ++i) {
@@ -202,7 +155,7 @@ TEST_CASE("long sums stay within the bounds: equal scores of equal values, and w
 TEST_CASE("sums over many spans stay within the bound, also when a late maximum rescales them") {
   constexpr std::int64_t kKeys = 65536;
   constexpr std::int64_t kSpan = 512;  // of rows as wide as these
-  SdpaProblem p = problem_of(DType::f32, 1, 1, kKeys, 766, 3);
+  SdpaProblem p = prefill_problem(DType::f32, 1, 1, kKeys, 766, 3);
   p.scale = 1;
   // Key j is elements j..j+765 and the query picks the first of them, so that element j is score j;
   // all values are one row. Whatever the weights, the output is that row.
@@ -233,78 +186,6 @@ TEST_CASE("sums over many spans stay within the bound, also when a late maximum 
   }
 }
 
-TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
-  struct Shape {
-    std::int64_t batch, kv_heads, group, rows, keys, q_start, head_dim, value_dim;
-    std::vector<std::int64_t> kv_lengths, q_starts;
-  };
-  // Spans have 1024 keys, 512 of few rows. Of the first, no row sees the last span and row 95 sees
-  // whole ones; rows of the second see one span, two or none at all; the others see many spans.
-  const std::vector<Shape> shapes{
-      {1, 1, 1, 192, 2300, 2 * 1024 - 96, 8, 8, {}, {}},
-      {2, 1, 1, 200, 1100, 0, 8, 8, {1100, 700}, {900, -50}},
-      {1, 1, 1, 30, 2300, 2270, 8, 8, {}, {}},
-      {3, 1, 1, 7, 2048, 3000, 8, 8, {0, 2048, 1024}, {}},
-      {2, 2, 3, 5, 1500, 1495, 72, 40, {}, {}},
-      {1, 2, 3, 20, 2600, 2100, 3, 17, {}, {}},
-  };
-  for (const std::string& isa : isas()) {
-    for (const DType dtype : kDTypes) {
-      for (const Shape& shape : shapes) {
-        std::mt19937 rng(15);
-        SdpaProblem p = problem_of(dtype, shape.group * shape.kv_heads, shape.rows, shape.keys,
-                                   shape.head_dim, shape.value_dim);
-        p.batch = shape.batch;
-        p.n_kv_heads = shape.kv_heads;
-        p.set_packed_layouts();
-        p.causal = true;
-        p.q_start = shape.q_start;
-        p.kv_lengths = shape.kv_lengths;
-        p.q_starts = shape.q_starts;
-        const SdpaOperands x = random_operands(rng, device_of(isa), p);
-        INFO(isa, " ", name_of(dtype), " L ", shape.rows, " S ", shape.keys);
-        CHECK(error_of_run(device_of(isa), p, x) <= 1.0);
-        const auto want = bytes_of(x.out);
-        const auto want_lse = bytes_of(x.lse);
-        bool shares_spans = false;
-        for (const int threads : {2, 3, 8, 64}) {
-          const Device device = device_of(isa, threads);
-          shares_spans = shares_spans || plan_sdpa(device, p).scratch_bytes[0] > 0;
-          fill_bytes(x.out, 0xff);
-          fill_bytes(x.lse, 0xff);
-          sdpa(device, x, p);
-          INFO(threads, " threads");
-          CHECK(bytes_of(x.out) == want);
-          CHECK(bytes_of(x.lse) == want_lse);
-        }
-        CHECK(shares_spans);
-      }
-    }
-  }
-}
-
-TEST_CASE("encoded twice, items that share spans count anew") {
-  for (const std::string& isa : isas()) {
-    const Device device = device_of(isa, 2);
-    const KernelRegistry registry(device);
-    std::mt19937 rng(16);
-    const SdpaProblem p = problem_of(DType::bf16, 1, 5, 3000, 8, 8);
-    CHECK(plan_sdpa(device, p).scratch_bytes[1] > 0);
-    const SdpaOperands x = random_operands(rng, device, p);
-    sdpa(device, x, p);
-    const auto want = bytes_of(x.out);
-    for (int round = 0; round < 2; ++round) {
-      fill_bytes(x.out, 0xff);
-      CommandEncoder encoder = device.command_encoder();
-      encode_sdpa(encoder, registry, device, x, p);
-      encode_sdpa(encoder, registry, device, x, p);
-      encoder.commit_and_wait();
-      INFO(isa, " round ", round);
-      CHECK(bytes_of(x.out) == want);
-    }
-  }
-}
-
 TEST_CASE("what a thread packed before never reaches a result") {
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa);
@@ -312,11 +193,11 @@ TEST_CASE("what a thread packed before never reaches a result") {
       for (const std::int64_t width : {40, 72, 128}) {
         for (const std::int64_t keys : {3, 35}) {
           // NaN fills all that the thread packs; the next problem packs fewer keys and columns.
-          SdpaProblem wide = problem_of(dtype, 1, 40, 256, 128, 128);
+          SdpaProblem wide = prefill_problem(dtype, 1, 40, 256, 128, 128);
           const SdpaOperands nan = poisoned_operands(device, wide);
           sdpa(device, nan, wide);
           std::mt19937 rng(17);
-          const SdpaProblem p = problem_of(dtype, 1, 20, keys, width, width);
+          const SdpaProblem p = prefill_problem(dtype, 1, 20, keys, width, width);
           const SdpaOperands x = random_operands(rng, device, p);
           INFO(isa, " ", name_of(dtype), " D ", width, " S ", keys);
           CHECK(error_of_run(device, p, x) <= 1.0);
@@ -324,36 +205,6 @@ TEST_CASE("what a thread packed before never reaches a result") {
       }
     }
   }
-}
-
-TEST_CASE("spans are shared out where rows are few, and only then") {
-  const auto scratch = [](int threads, std::int64_t rows, std::int64_t keys) {
-    const Plan plan =
-        plan_sdpa(device_of("baseline", threads), problem_of(DType::f16, 4, rows, keys, 128, 128));
-    return plan.scratch_bytes[0];
-  };
-  CHECK(scratch(1, 16, 32768) == 0);
-  CHECK(scratch(2, 16, 32768) == 4 * 16 * 32 * (128 + 16) * sizeof(float));
-  CHECK(scratch(2, 12, 32768) == 4 * 12 * 64 * (128 + 16) * sizeof(float));
-  CHECK(scratch(2, 16, 1024) == 0);
-  CHECK(scratch(2, 512, 32768) == 0);
-  CHECK(scratch(16, 512, 32768) > 0);
-  // States of more than 64 MB are not worth it.
-  CHECK(scratch(64, 2048, 32768) == 0);
-  // Keys that no query sees count for nothing.
-  SdpaProblem early = problem_of(DType::f16, 4, 16, 32768, 128, 128);
-  early.causal = true;
-  early.q_start = 0;
-  CHECK(plan_sdpa(device_of("baseline", 2), early).scratch_bytes[0] == 0);
-  early.q_start = 2000;
-  CHECK(plan_sdpa(device_of("baseline", 2), early).scratch_bytes[0] ==
-        4 * 16 * 2 * (128 + 16) * sizeof(float));
-  // One long sequence among short ones is shared out, too.
-  SdpaProblem ragged = problem_of(DType::f16, 4, 16, 32768, 128, 128);
-  ragged.batch = 8;
-  ragged.set_packed_layouts();
-  ragged.kv_lengths = {32768, 1, 1, 1, 1, 1, 1, 1};
-  CHECK(plan_sdpa(device_of("baseline", 2), ragged).steps.front().threadgroups.x >= 4);
 }
 
 TEST_CASE(
@@ -379,7 +230,7 @@ TEST_CASE(
       for (const Case& c : cases) {
         std::mt19937 rng(17);
         SdpaProblem p =
-            problem_of(dtype, 1, std::min<std::int64_t>(1500, 300000 / c.keys), c.keys, 2, 8);
+            prefill_problem(dtype, 1, std::min<std::int64_t>(1500, 300000 / c.keys), c.keys, 2, 8);
         p.scale = 1;
         const SdpaOperands x = poisoned_operands(device, p);
         fill_bytes(x.k, 0);
@@ -406,7 +257,7 @@ TEST_CASE("a weight alone in its channel keeps its bits beside values that fill 
     const Device device = device_of(isa);
     for (const DType dtype : kDTypes) {
       std::mt19937 rng(18);
-      SdpaProblem p = problem_of(dtype, 1, 400, 7, 1, kWidth);
+      SdpaProblem p = prefill_problem(dtype, 1, 400, 7, 1, kWidth);
       p.scale = 1;
       const SdpaOperands x = poisoned_operands(device, p);
       fill_bytes(x.k, 0);
@@ -429,7 +280,7 @@ TEST_CASE("scores stay within the bounds where queries lie along keys: partial s
       for (const std::int64_t head_dim : {64, 96, 128, 200, 1024}) {
         std::mt19937 rng(16);
         for (int round = 0; round < (head_dim > 256 ? 2 : 12); ++round) {
-          SdpaProblem p = problem_of(dtype, 1, 30, 32, head_dim, 8);
+          SdpaProblem p = prefill_problem(dtype, 1, 30, 32, head_dim, 8);
           p.scale *= round % 2 == 0 ? 1 : 6;
           const SdpaOperands x = poisoned_operands(device, p);
           fill_normal(x.k, rng, 1);
@@ -451,7 +302,7 @@ TEST_CASE("bits do not depend on threads, batch, capacity, strides or alignment"
       const Device one = device_of(isa, 1);
       const Device three = device_of(isa, 3);
       std::mt19937 rng(10);
-      SdpaProblem p = problem_of(dtype, 3, 150, 400, 72, 40);
+      SdpaProblem p = prefill_problem(dtype, 3, 150, 400, 72, 40);
       p.causal = true;
       const SdpaOperands x = random_operands(rng, one, p);
       sdpa(one, x, p);
@@ -501,7 +352,7 @@ TEST_CASE("stale slots never reach the output and padding is never written") {
     for (const DType dtype : kDTypes) {
       const Device device = device_of(isa);
       std::mt19937 rng(11);
-      SdpaProblem p = problem_of(dtype, 2, 20, 300, 24, 24);
+      SdpaProblem p = prefill_problem(dtype, 2, 20, 300, 24, 24);
       p.kv_len = 259;
       p.out.row_stride = 31;
       p.out.head_stride = 20 * 31;
@@ -533,7 +384,7 @@ TEST_CASE("a NaN reaches the rows that see it, in any block, and no others") {
       const Device device = device_of(isa);
       for (const std::size_t key : {0u, 40u, 255u, 256u, 290u}) {
         std::mt19937 rng(12);
-        SdpaProblem p = problem_of(dtype, 1, 300, 300, 16, 16);
+        SdpaProblem p = prefill_problem(dtype, 1, 300, 300, 16, 16);
         p.causal = true;
         const SdpaOperands x = random_operands(rng, device, p);
         set_element(x.k, key * 16 + 5, NAN);
@@ -552,7 +403,7 @@ TEST_CASE("rows without a visible key are 0 with lse -inf") {
   for (const std::string& isa : isas()) {
     const Device device = device_of(isa);
     std::mt19937 rng(13);
-    SdpaProblem p = problem_of(DType::f32, 2, 30, 40, 16, 16);
+    SdpaProblem p = prefill_problem(DType::f32, 2, 30, 40, 16, 16);
     p.causal = true;
     p.q_start = -15;
     const SdpaOperands x = random_operands(rng, device, p);
@@ -575,7 +426,7 @@ TEST_CASE("16-bit elements are widened exactly and rounded to nearest even") {
       const auto widen = is_f16 ? float_from_f16 : float_from_bf16;
       const auto narrow = is_f16 ? f16_from_float : bf16_from_float;
       // Two keys with the same score: the output is the mean of their values.
-      const SdpaProblem p = problem_of(dtype, 1, 1, 2, 8, kWidth);
+      const SdpaProblem p = prefill_problem(dtype, 1, 1, 2, 8, kWidth);
       const SdpaOperands x = poisoned_operands(device, p);
       fill_bytes(x.q, 0);
       fill_bytes(x.k, 0);

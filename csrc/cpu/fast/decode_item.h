@@ -214,19 +214,16 @@ class DecodeItem {
   /// Keys of the sequence from this span on.
   sdpa_i64 n_left() const { return sequence_.kv_len - span_ * args_.span_len; }
 
-  /// The row's states merged in span order.
-  RowState merge_states(sdpa_i64 row) const {
+  /// What a row's spans add up to.
+  RowState merged_state(sdpa_i64 row) const {
     const sdpa_i64 n_spans = span_count(row);
     if (n_spans == 1) return states_.state(0, row);
-    RowTotal total(total_, width());
-    total.reset();
-    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(states_.state(span, row));
-    return total.state();
+    return states_.merge(row, n_spans, RowTotal(total_, width()));
   }
 
   /// Writes the output of a row. One without any weight is 0, its log-sum-exp -inf.
   void finish(sdpa_i64 row) const {
-    const RowState merged = merge_states(row);
+    const RowState merged = merged_state(row);
     T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
     const bool empty = merged.sum == 0;
     const Vec sum = splat(empty ? 1.0f : merged.sum);

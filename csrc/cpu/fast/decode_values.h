@@ -19,7 +19,7 @@ template <typename T>
 inline int value_block_len(int value_dim, int n_rows) {
   const int row_bytes = value_dim * static_cast<int>(sizeof(T));
   const int line_slots = kLineBytes / static_cast<int>(sizeof(T));
-  const int most_bytes = line_slots * n_rows > 64 ? kAheadBytes : kLoadBytes;
+  const int most_bytes = line_slots * n_rows > kMostSlotsToLoad ? kAheadBytes : kLoadBytes;
   int keys = sizeof(T) < sizeof(float) ? 64 : 32;
   while (keys > kGroupKeys && keys * row_bytes > most_bytes) keys /= 2;
   return keys;

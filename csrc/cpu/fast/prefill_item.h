@@ -41,13 +41,12 @@ class PrefillItem {
         end_key_(smaller(span_end_ * args_.span_len, visible(n_rows_ - 1))),
         is_shared_(n_spans_ > share.n_spans),
         counter_(share.counter),
-        shared_(launch, b, kv_h) {
-    place_memory();
-  }
+        shared_(launch, b, kv_h) {}
 
   /// False when asked to stop, with no output written.
   bool run(StopToken& stop) {
     if (span_begin_ >= span_end_) return true;
+    place_memory();
     pack_queries();
     if (has_totals()) reset_totals();
     for (sdpa_i64 span = span_begin_; span < span_end_; ++span) {
@@ -168,9 +167,8 @@ class PrefillItem {
       spread_fractions(static_cast<std::uint32_t>(begin / block_len_), pairs_block()->fractions);
     }
     aim_at_next(begin + n_keys);
-    // Nothing that may reach the system's libraries is called while AMX's registers are in use: a
-    // thread's first access to its scratch memory in a library that was loaded late, for one, takes
-    // ways through the dynamic linker.
+    // Around the products alone: the system's libraries know nothing of AMX's registers, and a
+    // thread that is put aside with registers in use has 8 KB more to keep.
     [[maybe_unused]] const AmxScope<kUsesAmx<T>> scope;
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
   }
@@ -247,14 +245,8 @@ class PrefillItem {
   }
 
   void write_shared_rows() {
-    RowTotal merged = total(0);
     for (int row = 0; row < n_rows_; ++row) {
-      merged.reset();
-      const sdpa_i64 n_spans = spans_of(visible(row));
-      for (sdpa_i64 span = 0; span < n_spans; ++span) {
-        merged.merge(shared_.state(span, row_begin_ + row));
-      }
-      write_row(row, merged.state());
+      write_row(row, shared_.merge(row_begin_ + row, spans_of(visible(row)), total(0)));
     }
   }
 

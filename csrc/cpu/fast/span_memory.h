@@ -42,6 +42,13 @@ class SpanMemory {
     return {slots[kStateMaximum], slots[kStateSum], slots + kStateNumerators};
   }
 
+  /// The first n_spans states of a row merged in span order, in the memory of `total`.
+  RowState merge(sdpa_i64 row, sdpa_i64 n_spans, RowTotal total) const {
+    total.reset();
+    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(state(span, row));
+    return total.state();
+  }
+
   /// Counts `n_done` spans whose states are in memory, by counter `counter` of the launch. True for
   /// one caller alone: whoever completes `n_spans`, who may then read the states of all.
   bool is_last(sdpa_i64 counter, sdpa_i64 n_done, sdpa_i64 n_spans) const {

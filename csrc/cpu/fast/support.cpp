@@ -41,7 +41,7 @@ class Scratch {
 
 }  // namespace
 
-int most_slots_to_load = is_intel() ? 0 : 64;
+int most_slots_to_load = is_intel() ? 0 : kMostSlotsToLoad;
 
 void* thread_scratch(std::size_t bytes) {
   thread_local Scratch scratch;

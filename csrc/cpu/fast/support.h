@@ -9,11 +9,14 @@ namespace metal_sdpa::cpu {
 /// stays with the thread: a kernel that runs again allocates nothing. Throws std::bad_alloc.
 void* thread_scratch(std::size_t bytes);
 
-/// Slots of a line of K or V times query rows, at most, with which each block is loaded at once.
-/// With more, and on Intel's processors always, prefetches bring rows near far ahead. Those wait
-/// where AMD's drop a prefetch that finds its queue full. 8 threads of a Xeon of the fourth
-/// generation, 1 query row a KV head: 0.59 ms for f32 and 0.33 for f16 with loads, 0.40 and 0.22
-/// with prefetches. Tests set it.
+/// Slots of a line of K or V times query rows, at most, whose arithmetic is over before prefetches
+/// would have been answered.
+constexpr int kMostSlotsToLoad = 64;
+
+/// The same, at most, with which each block is loaded at once: kMostSlotsToLoad, but 0 on Intel's
+/// processors, where prefetches wait for the queue that AMD's drop them from when it is full. 8
+/// threads of a Xeon of the fourth generation, 1 query row a KV head: 0.59 ms for f32 and 0.33 for
+/// f16 with loads, 0.40 and 0.22 with prefetches. Tests set it.
 extern int most_slots_to_load;
 
 /// Natural log-sum-exp of a state whose maximum is in log2 units; -inf for a sum of 0.

@@ -1,0 +1,118 @@
+// How sdpa_prefill's work is cut, and that it never shows in a result.
+#include <string>
+#include <vector>
+
+#include "cpu_kernels.h"
+
+using namespace metal_sdpa;
+using namespace metal_sdpa::test;
+
+TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of the device") {
+  for (const std::string& isa : isas()) {
+    const Plan plan = plan_sdpa(device_of(isa), prefill_problem(DType::f16, 4, 64, 64, 64, 64));
+    CHECK(std::string(plan.steps.front().kernel) == "sdpa_prefill_f16." + isa);
+    CHECK(plan.span_len <= 1024);
+  }
+}
+
+TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
+  struct Shape {
+    std::int64_t batch, kv_heads, group, rows, keys, q_start, head_dim, value_dim;
+    std::vector<std::int64_t> kv_lengths, q_starts;
+  };
+  // Spans have 1024 keys, 512 of few rows. Of the first, no row sees the last span and row 95 sees
+  // whole ones; rows of the second see one span, two or none at all; the others see many spans.
+  const std::vector<Shape> shapes{
+      {1, 1, 1, 192, 2300, 2 * 1024 - 96, 8, 8, {}, {}},
+      {2, 1, 1, 200, 1100, 0, 8, 8, {1100, 700}, {900, -50}},
+      {1, 1, 1, 30, 2300, 2270, 8, 8, {}, {}},
+      {3, 1, 1, 7, 2048, 3000, 8, 8, {0, 2048, 1024}, {}},
+      {2, 2, 3, 5, 1500, 1495, 72, 40, {}, {}},
+      {1, 2, 3, 20, 2600, 2100, 3, 17, {}, {}},
+  };
+  for (const std::string& isa : isas()) {
+    for (const DType dtype : kDTypes) {
+      for (const Shape& shape : shapes) {
+        std::mt19937 rng(15);
+        SdpaProblem p = prefill_problem(dtype, shape.group * shape.kv_heads, shape.rows, shape.keys,
+                                        shape.head_dim, shape.value_dim);
+        p.batch = shape.batch;
+        p.n_kv_heads = shape.kv_heads;
+        p.set_packed_layouts();
+        p.causal = true;
+        p.q_start = shape.q_start;
+        p.kv_lengths = shape.kv_lengths;
+        p.q_starts = shape.q_starts;
+        const SdpaOperands x = random_operands(rng, device_of(isa), p);
+        INFO(isa, " ", name_of(dtype), " L ", shape.rows, " S ", shape.keys);
+        CHECK(error_of_run(device_of(isa), p, x) <= 1.0);
+        const auto want = bytes_of(x.out);
+        const auto want_lse = bytes_of(x.lse);
+        bool shares_spans = false;
+        for (const int threads : {2, 3, 8, 64}) {
+          const Device device = device_of(isa, threads);
+          shares_spans = shares_spans || plan_sdpa(device, p).scratch_bytes[0] > 0;
+          fill_bytes(x.out, 0xff);
+          fill_bytes(x.lse, 0xff);
+          sdpa(device, x, p);
+          INFO(threads, " threads");
+          CHECK(bytes_of(x.out) == want);
+          CHECK(bytes_of(x.lse) == want_lse);
+        }
+        CHECK(shares_spans);
+      }
+    }
+  }
+}
+
+TEST_CASE("encoded twice, items that share spans count anew") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa, 2);
+    const KernelRegistry registry(device);
+    std::mt19937 rng(16);
+    const SdpaProblem p = prefill_problem(DType::bf16, 1, 5, 3000, 8, 8);
+    CHECK(plan_sdpa(device, p).scratch_bytes[1] > 0);
+    const SdpaOperands x = random_operands(rng, device, p);
+    sdpa(device, x, p);
+    const auto want = bytes_of(x.out);
+    for (int round = 0; round < 2; ++round) {
+      fill_bytes(x.out, 0xff);
+      CommandEncoder encoder = device.command_encoder();
+      encode_sdpa(encoder, registry, device, x, p);
+      encode_sdpa(encoder, registry, device, x, p);
+      encoder.commit_and_wait();
+      INFO(isa, " round ", round);
+      CHECK(bytes_of(x.out) == want);
+    }
+  }
+}
+
+TEST_CASE("spans are shared out where rows are few, and only then") {
+  const auto scratch = [](int threads, std::int64_t rows, std::int64_t keys) {
+    const Plan plan = plan_sdpa(device_of("baseline", threads),
+                                prefill_problem(DType::f16, 4, rows, keys, 128, 128));
+    return plan.scratch_bytes[0];
+  };
+  CHECK(scratch(1, 16, 32768) == 0);
+  CHECK(scratch(2, 16, 32768) == 4 * 16 * 32 * (128 + 16) * sizeof(float));
+  CHECK(scratch(2, 12, 32768) == 4 * 12 * 64 * (128 + 16) * sizeof(float));
+  CHECK(scratch(2, 16, 1024) == 0);
+  CHECK(scratch(2, 512, 32768) == 0);
+  CHECK(scratch(16, 512, 32768) > 0);
+  // States of more than 64 MB are not worth it.
+  CHECK(scratch(64, 2048, 32768) == 0);
+  // Keys that no query sees count for nothing.
+  SdpaProblem early = prefill_problem(DType::f16, 4, 16, 32768, 128, 128);
+  early.causal = true;
+  early.q_start = 0;
+  CHECK(plan_sdpa(device_of("baseline", 2), early).scratch_bytes[0] == 0);
+  early.q_start = 2000;
+  CHECK(plan_sdpa(device_of("baseline", 2), early).scratch_bytes[0] ==
+        4 * 16 * 2 * (128 + 16) * sizeof(float));
+  // One long sequence among short ones is shared out, too.
+  SdpaProblem ragged = prefill_problem(DType::f16, 4, 16, 32768, 128, 128);
+  ragged.batch = 8;
+  ragged.set_packed_layouts();
+  ragged.kv_lengths = {32768, 1, 1, 1, 1, 1, 1, 1};
+  CHECK(plan_sdpa(device_of("baseline", 2), ragged).steps.front().threadgroups.x >= 4);
+}
