@@ -1,8 +1,13 @@
 // What the tests of the CPU's kernels share.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -50,6 +55,21 @@ inline SdpaProblem prefill_problem(DType dtype, std::int64_t group, std::int64_t
                                    std::int64_t keys, std::int64_t head_dim,
                                    std::int64_t value_dim) {
   return problem_of("sdpa_prefill", dtype, group, rows, keys, head_dim, value_dim);
+}
+
+/// The buffer's bytes in memory of their own, with an inaccessible page behind the last one.
+inline Buffer before_a_wall(const Device& device, const Buffer& buffer) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t n_bytes = buffer.byte_len();
+  const std::size_t room = (n_bytes + page - 1) / page * page;
+  void* base =
+      mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(base != MAP_FAILED);
+  const std::shared_ptr<void> owner(base, [=](void* p) { munmap(p, room + page); });
+  REQUIRE(mprotect(static_cast<char*>(base) + room, page, PROT_NONE) == 0);
+  char* data = static_cast<char*>(base) + room - n_bytes;
+  std::memcpy(data, buffer.data(), n_bytes);
+  return device.wrap({data, n_bytes, true, owner}, buffer.dtype(), buffer.shape());
 }
 
 /// Runs the problem; the worst error of an element, in units of its bound.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Plants faults one by one in a copy of the tree; the test that is named for each must fail.
 
-By default each fault is built and its one test case is run. `--full` runs every test program and
+By default each fault is built and its one test case is run, but those of the CPU's kernels are left
+out: each takes a minute to compile. `--all` takes them, too. `--full` runs every test program and
 says which fail. The copy is built with the software Metal device, once, then file by file. The
 exit status is 1 where a fault survives, where its text no longer stands in the sources, where it
 does not build, or where a named test fails without any fault.
@@ -18,7 +19,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from table import MUTANTS, Mutant
+from cpu_table import CPU_MUTANTS
+from fault import Mutant
+from metal_table import METAL_MUTANTS
 
 TREE = Path(__file__).resolve().parents[2]
 COPIED = (
@@ -204,12 +207,14 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="run every test program for each")
+    parser.add_argument("--all", action="store_true", help="also faults of the CPU's kernels")
     parser.add_argument("--list", action="store_true", help="name the faults and their tests")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose name holds TEXT")
     parser.add_argument("--work", type=Path, default=TREE / "build" / "mutants", metavar="DIR")
     parser.add_argument("--fresh", action="store_true", help="delete DIR first")
     options = parser.parse_args(arguments)
-    mutants = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    table = METAL_MUTANTS + CPU_MUTANTS if options.all else METAL_MUTANTS
+    mutants = [mutant for mutant in table if options.only in mutant.name]
     if options.list:
         for mutant in mutants:
             print(f"{mutant.name}: {mutant.program}: {mutant.case}")

@@ -178,9 +178,10 @@ class PrefillItem {
     const sdpa_i64 n = smaller<sdpa_i64>(block_len_, end_key_ - begin);
     const sdpa_i64 k_steps = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel);
     const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
+    const int parts = kUsesAmx<T> ? 1 : part_count((n_rows_ + n_tiles_ - 1) / n_tiles_);
     near_.aim(memory_rows(key_rows<T>(launch_, b_, kv_h_), begin, n, args_.head_dim),
               memory_rows(value_rows<T>(launch_, b_, kv_h_), begin, n, args_.value_dim),
-              n_tiles_ * (k_steps + v_steps));
+              n_tiles_ * parts * (k_steps + v_steps));
   }
 
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {

@@ -23,6 +23,12 @@ inline constexpr int kTileRows = kUsesAmx<T> ? 2 * kAmxRows : kRowTile;
 template <typename T>
 inline constexpr int kTileStep = kUsesAmx<T> ? kTileRows<T> : kVectorStep;
 
+/// Rows of the first part of a tile of `rows`, which are multiplied at once; the others follow.
+/// Sums of a chain and of the chain before it then stay in registers: with AVX-512 and 6 rows
+/// products run at 98 % of the peak, with 12 at 94.
+constexpr int part_rows(int rows) { return rows > kSumRows ? (rows + 1) / 2 : rows; }
+constexpr int part_count(int rows) { return rows > kSumRows ? 2 : 1; }
+
 /// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
 /// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
 /// equal additions is off by up to n / 3 units of its last place; 16-bit outputs leave room for
@@ -44,10 +50,11 @@ inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 }
 
 /// sums[r][c] = sum over k < depth of a[r * kRowStep + k * kDepthStep] * b[k * kPanel + c]. All
-/// sums stay in registers: kRows * kVecs chains hide the latency of the multiply-adds.
+/// sums stay in registers (hence inlined): kRows * kVecs chains hide the latency of the
+/// multiply-adds.
 template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
-inline void multiply(const float* a, const float* b, int depth, SpreadRows& near,
-                     Vec (&sums)[kRows][kVecs]) {
+[[gnu::always_inline]] inline void multiply(const float* a, const float* b, int depth,
+                                            SpreadRows& near, Vec (&sums)[kRows][kVecs]) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -74,8 +81,9 @@ inline void multiply(const float* a, const float* b, int depth, SpreadRows& near
 
 /// The same in chains of `chain` steps.
 template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
-inline void multiply_in_chains(const float* a, const float* b, int depth, int chain,
-                               SpreadRows& near, Vec (&sums)[kRows][kVecs]) {
+[[gnu::always_inline]] inline void multiply_in_chains(const float* a, const float* b, int depth,
+                                                      int chain, SpreadRows& near,
+                                                      Vec (&sums)[kRows][kVecs]) {
   constexpr auto kMultiply = multiply<kOfPairs, kRows, kVecs, kRowStep, kDepthStep>;
   kMultiply(a, b, smaller(chain, depth), near, sums);
   for (int begin = chain; begin < depth; begin += chain) {
@@ -99,14 +107,19 @@ inline void multiply_in_chains(const float* a, const float* b, int depth, int ch
 template <bool kOfPairs, int kRows, int kVecs>
 inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
                         float* scores) {
-  Vec sums[kRows][kVecs];
-  multiply_in_chains<kOfPairs, kRows, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
+  constexpr int kPart = part_rows(kRows);
+  Vec sums[kPart][kVecs];
+  multiply_in_chains<kOfPairs, kPart, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kPart; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
       store(scores + r * kScoreStep + c * kLanes, sums[r][c] * splat(scale));
     }
+  }
+  if constexpr (kPart < kRows) {
+    score_panel<kOfPairs, kRows - kPart, kVecs>(q + kPart, k, depth, scale, near,
+                                                scores + kPart * kScoreStep);
   }
 }
 
@@ -129,17 +142,23 @@ void score_tile(const float* q, const float* k, int depth, int n_keys, float sca
 template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
                              const float* factors, SpreadRows& near, float* out, int out_step) {
-  Vec sums[kRows][kVecs];
-  multiply_in_chains<kOfPairs, kRows, kVecs, kScoreStep, 1>(weights, values, depth, chain, near,
+  constexpr int kPart = part_rows(kRows);
+  Vec sums[kPart][kVecs];
+  multiply_in_chains<kOfPairs, kPart, kVecs, kScoreStep, 1>(weights, values, depth, chain, near,
                                                             sums);
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kPart; ++r) {
     const Vec factor = splat(factors[r]);
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
       float* numerators = out + r * out_step + c * kLanes;
       store(numerators, fma(load(numerators), factor, sums[r][c]));
     }
+  }
+  if constexpr (kPart < kRows) {
+    add_values_panel<kOfPairs, kRows - kPart, kVecs>(weights + kPart * kScoreStep, values, depth,
+                                                     chain, factors + kPart, near,
+                                                     out + kPart * out_step, out_step);
   }
 }
 

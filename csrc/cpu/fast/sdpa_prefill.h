@@ -20,8 +20,14 @@ constexpr int prefill_span_len(int block_len, std::int64_t rows) {
   return 1024;
 }
 
-/// Query rows of one work item, where there are as many: enough to make packing cheap, few enough
-/// to leave their operands in the L2 cache. Never changes bits.
+/// Query rows of one work item, where there are as many: at least so many, which makes packing
+/// cheap, and twice as many where items are plenty and `width`, D + Dv, leaves their queries and
+/// numerators in the L2 cache beside a block of keys. Never changes bits.
 constexpr int kPrefillItemRows = 192;
+constexpr int prefill_most_item_rows(int width) {
+  constexpr int kSlots = 2 * kPrefillItemRows * 256;
+  if (width <= 256) return 2 * kPrefillItemRows;
+  return width * kPrefillItemRows < kSlots ? kSlots / width : kPrefillItemRows;
+}
 
 }  // namespace metal_sdpa::cpu

@@ -1,12 +1,8 @@
-"""The planted faults: what is changed, and which one test must notice.
-
-A fault is a substitution in one or more files. `old` must stand in the file exactly once: a fault
-whose text no longer matches is a failure, like one that no test notices.
-"""
+"""The faults of the Metal device, the dispatch and the shaders, and which one test must notice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from fault import Edit, Mutant, mutant
 
 STREAM = "csrc/metal/stream.cpp"
 STORAGE = "csrc/metal/storage.cpp"
@@ -19,30 +15,6 @@ PARAMS = "shaders/sdpa_params.h"
 TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
 FRAGMENT = "shaders/fragment.h"
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One substitution; `path` from the top of the tree."""
-
-    path: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault and the test case (of one test program) that kills it."""
-
-    name: str
-    edits: tuple[Edit, ...]
-    program: str
-    case: str
-
-
-def mutant(name: str, path: str, old: str, new: str, program: str, case: str) -> Mutant:
-    """A fault in one place."""
-    return Mutant(name, (Edit(path, old, new),), program, case)
 
 
 DEVICE = "metal_device_test"
@@ -428,4 +400,4 @@ SHADER_MUTANTS = (
     ),
 )
 
-MUTANTS = HOST_MUTANTS + SHADER_MUTANTS
+METAL_MUTANTS = HOST_MUTANTS + SHADER_MUTANTS

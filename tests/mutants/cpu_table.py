@@ -1,0 +1,394 @@
+"""Faults of the CPU's kernels and of how their work is cut, one test case for each.
+
+A fault in a kernel is compiled for every instruction set, which takes a minute: `make mutants`
+plants these, CI does not.
+"""
+
+from __future__ import annotations
+
+from fault import mutant
+
+ITEM = "csrc/cpu/fast/prefill_item.h"
+SOFTMAX = "csrc/cpu/fast/prefill_softmax.h"
+PACK = "csrc/cpu/fast/prefill_pack.h"
+PAIRS = "csrc/cpu/fast/prefill_pairs.h"
+PRODUCTS = "csrc/cpu/fast/prefill_tile.h"
+TOTALS = "csrc/cpu/fast/prefill_totals.h"
+AMX = "csrc/cpu/fast/prefill_amx.h"
+SPANS = "csrc/cpu/fast/span_memory.h"
+SHARES = "csrc/cpu/fast/sdpa_prefill_kernel.cpp"
+CUT = "csrc/cpu/fast/sdpa_prefill_plan.cpp"
+DECODE = "csrc/cpu/fast/decode_item.h"
+DOT = "csrc/cpu/fast/decode_dot.h"
+VALUES = "csrc/cpu/fast/decode_values.h"
+WEIGHTS = "csrc/cpu/fast/decode_softmax.h"
+TAKES = "csrc/cpu/fast/sdpa_decode_plan.cpp"
+
+PREFILL_TEST = "sdpa_prefill_test"
+PLAN_TEST = "sdpa_prefill_plan_test"
+DECODE_TEST = "sdpa_decode_test"
+
+RANDOM = "random problems are within the bounds"
+EDGES = "lengths around the edges of panels, blocks, spans, tiles and items"
+PACKED = "what a thread packed before never reaches a result"
+ROUNDED = "rounded weights stay within the bound where a row hangs on few of them, or they repeat"
+LONG = "long sums stay within the bounds: equal scores of equal values, and wide keys"
+MANY = "sums over many spans stay within the bound, also when a late maximum rescales them"
+GROWING = "scores stay within the bounds where queries lie along keys: partial sums only grow"
+DEALT = "bits do not depend on how rows and spans are dealt out to items"
+TWICE = "encoded twice, items that share spans count anew"
+SHARED = "spans are shared out where rows are few, and only then"
+DECODED = "random problems are within the bounds, with the same bits on two threads"
+TILES = "tiles of any number of rows, and what is left of a unit and of a vector"
+TAKEN = "the planner takes sdpa_decode for a few rows under a KV head"
+WALL = "nothing is read behind the last key and value, and how they come near is not seen"
+
+PREFILL_MUTANTS = (
+    mutant(
+        "cpu prefill: wrong scale",
+        ITEM,
+        "args_.scale * kLog2E, near_, scores_",
+        "args_.scale, near_, scores_",
+        PREFILL_TEST,
+        RANDOM,
+    ),
+    mutant(
+        "cpu prefill: off-by-one causal",
+        ITEM,
+        "larger<sdpa_i64>(visible(first + r) - begin, 0)",
+        "larger<sdpa_i64>(visible(first + r) + 1 - begin, 0)",
+        PREFILL_TEST,
+        RANDOM,
+    ),
+    mutant(
+        "cpu prefill: wrong query head",
+        ITEM,
+        "return kv_h_ * group_ + (row_begin_ + row) % group_;",
+        "return kv_h_ + (row_begin_ + row) % group_;",
+        PREFILL_TEST,
+        RANDOM,
+    ),
+    mutant(
+        "cpu prefill: keys of a tile end with those of its first row",
+        ITEM,
+        "const int n_keys = seen[n - 1];",
+        "const int n_keys = seen[0];",
+        PREFILL_TEST,
+        EDGES,
+    ),
+    mutant(
+        "cpu prefill: numerators of the span before stay",
+        ITEM,
+        "i < n_rows_ * out_step(); i += kLanes) store(numerators_ + i, splat(0.0f));",
+        "i < 0; i += kLanes) store(numerators_ + i, splat(0.0f));",
+        PREFILL_TEST,
+        EDGES,
+    ),
+    mutant(
+        "cpu prefill: earlier weights keep their maximum",
+        SOFTMAX,
+        "store(states.sum + r, load(states.sum + r) * factor);",
+        "store(states.sum + r, load(states.sum + r));",
+        PREFILL_TEST,
+        EDGES,
+    ),
+    mutant(
+        "cpu prefill: scores of hidden keys count",
+        SOFTMAX,
+        "for (int j = visible; j % kLanes != 0; ++j) scores[j] = -kInfinity;",
+        "",
+        PREFILL_TEST,
+        RANDOM,
+    ),
+    mutant(
+        "cpu prefill: slots past the last key are read",
+        PACK,
+        "j + i < n_keys ? k[begin + j + i] : zero_row<T>()",
+        "k[begin + j + i]",
+        PREFILL_TEST,
+        "nothing is read behind the last row of an operand",
+    ),
+    mutant(
+        "cpu prefill: keys are not filled up to a register",
+        PACK,
+        "clear_slots(packed, (n_keys + kPanel - 1) / kPanel, panel_slots, slots_for<T>(head_dim),"
+        " depth);",
+        "",
+        PREFILL_TEST,
+        PACKED,
+    ),
+    mutant(
+        "cpu prefill: values are not filled up to a register",
+        PACK,
+        "clear_slots(packed, (value_dim + kPanel - 1) / kPanel, panel_slots, depth,"
+        " whole_depth<T>(depth));",
+        "",
+        PREFILL_TEST,
+        PACKED,
+    ),
+    mutant(
+        "cpu prefill: chains of scores are too long",
+        PRODUCTS,
+        "inline constexpr int kScoreChain = 32;",
+        "inline constexpr int kScoreChain = 1024;",
+        PREFILL_TEST,
+        GROWING,
+    ),
+    mutant(
+        "cpu prefill: chains of values are too long",
+        PRODUCTS,
+        "sizeof(T) == sizeof(float) ? 32 : kMaxBlock",
+        "kMaxBlock",
+        PREFILL_TEST,
+        LONG,
+    ),
+    mutant(
+        "cpu prefill: totals forget their rounding errors",
+        TOTALS,
+        "const Vec corrected = value * factor - load(compensation) * keep;",
+        "const Vec corrected = value * factor;",
+        PREFILL_TEST,
+        MANY,
+    ),
+    mutant(
+        "cpu prefill: a rounding error is not rescaled",
+        TOTALS,
+        "const Vec corrected = value * factor - load(compensation) * keep;",
+        "const Vec corrected = value * factor - load(compensation);",
+        PREFILL_TEST,
+        MANY,
+    ),
+    mutant(
+        "cpu prefill: log-sum-exp in log2 units",
+        "csrc/cpu/fast/support.cpp",
+        "(maximum_log2 + std::log2(sum)) * kLn2",
+        "maximum_log2 + std::log2(sum)",
+        PREFILL_TEST,
+        RANDOM,
+    ),
+    mutant(
+        "cpu prefill: no weight is heavy",
+        PAIRS,
+        "inline constexpr float kHeavyShare = 1.0f / 16;",
+        "inline constexpr float kHeavyShare = 16;",
+        PREFILL_TEST,
+        ROUNDED,
+    ),
+    mutant(
+        "cpu prefill: weights are rounded to nearest",
+        PAIRS,
+        "fractions[j] = (j * kInverseGoldenRatio + kInverseGoldenRatio / 2 + block * kRootOfTwo)"
+        " >> 16;",
+        "fractions[j] = 0x8000 + 0 * (kInverseGoldenRatio + kRootOfTwo + block);",
+        PREFILL_TEST,
+        ROUNDED,
+    ),
+    mutant(
+        "cpu prefill: the norm of the last keys stands for all",
+        PAIRS,
+        "most = max(norm, most);",
+        "most = norm;",
+        PREFILL_TEST,
+        ROUNDED,
+    ),
+    mutant(
+        "cpu prefill: a heavy pair is added to its neighbour",
+        PAIRS,
+        "slot_[count_] = slot + i;",
+        "slot_[count_] = slot + (i ^ 1);",
+        PREFILL_TEST,
+        ROUNDED,
+    ),
+    mutant(
+        "cpu prefill: AMX's chains are too long",
+        AMX,
+        "inline constexpr int kAmxChain = 16 * kAmxRows;",
+        "inline constexpr int kAmxChain = 1024 * kAmxRows;",
+        PREFILL_TEST,
+        GROWING,
+    ),
+    mutant(
+        "cpu prefill: AMX's second rows are its first",
+        AMX,
+        "amx_load<5>(a + kAmxRows * a_step + k, a_step);",
+        "amx_load<5>(a + k, a_step);",
+        PREFILL_TEST,
+        EDGES,
+    ),
+)
+
+SHARE_MUTANTS = (
+    mutant(
+        "cpu prefill: a span that a row does not see is merged",
+        ITEM,
+        "if (visible(row) > span * args_.span_len) total(row).merge(state_of(tile, r));",
+        "total(row).merge(state_of(tile, r));",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: states are merged before all are there",
+        SPANS,
+        "static_cast<std::uint32_t>(n_spans);",
+        "added;",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: sets of rows count their spans together",
+        SHARES,
+        "share.counter = head * n_sets + set;",
+        "share.counter = head * n_sets;",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: KV heads leave their states in one place",
+        SPANS,
+        "(b * args.n_kv_heads + kv_h) * args.n_spans",
+        "b * args.n_kv_heads * args.n_spans",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: the last part of the spans is lost",
+        SHARES,
+        "const sdpa_i64 n_spans = (args.n_spans + n_parts - 1) / n_parts;",
+        "const sdpa_i64 n_spans = args.n_spans / n_parts;",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: counters of encoded calls are not set to zero",
+        "csrc/cpu/execute.cpp",
+        "if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);",
+        "",
+        PLAN_TEST,
+        TWICE,
+    ),
+    mutant(
+        "cpu prefill: counters of immediate calls are not set to zero",
+        "csrc/cpu/immediate.cpp",
+        "if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);",
+        "",
+        PLAN_TEST,
+        DEALT,
+    ),
+    mutant(
+        "cpu prefill: keys that no query sees are shared out",
+        CUT,
+        "if (problem.causal) {",
+        "if (false) {",
+        PLAN_TEST,
+        SHARED,
+    ),
+    mutant(
+        "cpu prefill: states may take any memory",
+        CUT,
+        "state_bytes(problem, args) <= kMostStateBytes",
+        "true",
+        PLAN_TEST,
+        SHARED,
+    ),
+)
+
+DECODE_MUTANTS = (
+    mutant(
+        "cpu decode: wrong scale",
+        DECODE,
+        "splat(args_.scale * kLog2E)",
+        "splat(args_.scale)",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: off-by-one causal",
+        DECODE,
+        "seen[r] = visible(row + r);",
+        "seen[r] = smaller(visible(row + r) + 1, n_keys);",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: states are merged before all are there",
+        DECODE,
+        "n_spans > 1 && !states_.is_last(",
+        "n_spans > 1 && states_.is_last(",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: a row merges spans that it does not see",
+        DECODE,
+        "const sdpa_i64 n_spans = span_count(row);",
+        "const sdpa_i64 n_spans = span_count(n_rows_ - 1);",
+        DECODE_TEST,
+        "many spans, of which only the last row sees the last one",
+    ),
+    mutant(
+        "cpu decode: keys behind the last one are read",
+        DOT,
+        "k[smaller(key + group * kGroupKeys + step + j, n_keys - 1)]",
+        "k[key + group * kGroupKeys + step + j]",
+        DECODE_TEST,
+        WALL,
+    ),
+    mutant(
+        "cpu decode: what is left of a unit is not multiplied",
+        DOT,
+        "for (; d < head_dim; d += Shape::kUnit) {",
+        "for (; d + Shape::kUnit <= head_dim; d += Shape::kUnit) {",
+        DECODE_TEST,
+        TILES,
+    ),
+    mutant(
+        "cpu decode: hidden keys count",
+        WEIGHTS,
+        "for (int key = visible; key < n_keys; ++key) {",
+        "for (int key = visible + 1; key < n_keys; ++key) {",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: the fourth key of a group has the weight of the third",
+        VALUES,
+        "return splat_lane<3>(fours_[row]);",
+        "return splat_lane<2>(fours_[row]);",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: blocks overwrite each other's numerators",
+        VALUES,
+        "first ? sums : load(numerators) + sums",
+        "sums",
+        DECODE_TEST,
+        DECODED,
+    ),
+    mutant(
+        "cpu decode: chains of values follow the processor",
+        VALUES,
+        "line_slots * n_rows > kMostSlotsToLoad ?",
+        "line_slots * n_rows > most_slots_to_load ?",
+        DECODE_TEST,
+        WALL,
+    ),
+    mutant(
+        "cpu decode: rows of a batch take the first ones' parts",
+        DECODE,
+        "return scores_ + row / kPartRows * part_slots_;",
+        "return scores_;",
+        DECODE_TEST,
+        TILES,
+    ),
+    mutant(
+        "cpu decode: taken for a row too many",
+        TAKES,
+        "rows_per_kv_head(problem) > most_rows",
+        "rows_per_kv_head(problem) > 1 + most_rows",
+        DECODE_TEST,
+        TAKEN,
+    ),
+)
+
+CPU_MUTANTS = PREFILL_MUTANTS + SHARE_MUTANTS + DECODE_MUTANTS
