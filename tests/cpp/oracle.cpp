@@ -134,6 +134,10 @@ Reference reference_sdpa(const SdpaProblem& problem, const SdpaOperands& operand
 
 double worst_error(const SdpaProblem& p, const SdpaOperands& x, const Reference& ref) {
   double worst = 0;
+  // A NaN must not lose against a number, neither before nor after it.
+  const auto note = [&](double error) {
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  };
   std::size_t row_index = 0;
   for_each_row(p, [&](const Row& row) {
     double squares = 0;
@@ -145,13 +149,8 @@ double worst_error(const SdpaProblem& p, const SdpaOperands& x, const Reference&
     }
     const double bound = row_bound(p, ref.score_size[row_index]) * ref.scale_of_v[row_index] +
                          smallest_subnormal(p.dtype) * std::sqrt(static_cast<double>(p.value_dim));
-    const double error = ratio(std::sqrt(squares), bound);
-    // A NaN anywhere must not lose against a number.
-    if (std::isnan(error) || !(worst >= error)) worst = error;
-    if (p.return_lse) {
-      const double in_lse = lse_error(p, x, row_index, ref);
-      if (std::isnan(in_lse) || !(worst >= in_lse)) worst = in_lse;
-    }
+    note(ratio(std::sqrt(squares), bound));
+    if (p.return_lse) note(lse_error(p, x, row_index, ref));
     ++row_index;
   });
   return worst;

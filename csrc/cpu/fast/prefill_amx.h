@@ -13,12 +13,10 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 static_assert(kLanes == kAmxRows, "a vector is a row of a register");
 
-/// Products of registers after which a chain of f32 additions ends. Each of them adds the sum of
-/// two chains of 16 to the chain, so that some 34 roundings follow each other at most.
-inline constexpr int kAmxChain = 16 * kAmxRows;  // slots
-
 /// Registers 0 and 1 (rows 0 to 15) and, with kTwo, 2 and 3 (rows 16 to 31) = a b over `depth`
-/// slots, a multiple of 16. Rows of a are a_step slots apart, b is a panel.
+/// slots, a multiple of 16. Rows of a are a_step slots apart, b is a panel. Each product adds the sum
+/// of two chains of 16 to the sum so far: no more than 32 of them follow each other, as head dims go
+/// up to 1024, hence some 50 roundings, fewer than where a tile's chains of 32 steps are added up.
 template <bool kTwo>
 inline void multiply_registers(const float* a, sdpa_i64 a_step, const float* b, int depth,
                                SpreadRows& near) {
@@ -59,23 +57,11 @@ template <bool kTwo>
 void score_registers(const float* q, const float* k, int depth, int n_keys, float scale,
                      SpreadRows& near, float* scores) {
   constexpr int kRows = kTwo ? 2 * kAmxRows : kAmxRows;
-  alignas(64) float sums[kRows * kPanel];
   for (int j = 0; j < n_keys; j += kPanel) {
     const float* panel = k + static_cast<sdpa_i64>(j) * depth;
     float* to = scores + j;
-    multiply_registers<kTwo>(q, depth, panel, smaller(depth, kAmxChain), near);
+    multiply_registers<kTwo>(q, depth, panel, depth, near);
     store_registers<kTwo>(to, kScoreStep);
-    for (int begin = kAmxChain; begin < depth; begin += kAmxChain) {
-      multiply_registers<kTwo>(q + begin, depth, panel + begin * kPanel,
-                               smaller(depth - begin, kAmxChain), near);
-      store_registers<kTwo>(sums, kPanel);
-      for (int r = 0; r < kRows; ++r) {
-        for (int c = 0; c < kPanel; c += kLanes) {
-          float* score = to + r * kScoreStep + c;
-          store(score, load(score) + load(sums + r * kPanel + c));
-        }
-      }
-    }
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kPanel; c += kLanes) {
         float* score = to + r * kScoreStep + c;
