@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,8 @@ class ExactRow:
     bound: float  # design, section 4
 
     def error(self, actual: np.ndarray) -> float:
-        return float(np.linalg.norm(actual.astype(np.float64) - self.out) / self.scale)
+        error = float(np.linalg.norm(actual.astype(np.float64) - self.out) / self.scale)
+        return math.inf if math.isnan(error) else error  # max() may pass over a NaN
 
 
 def sample_rows(inputs: Inputs) -> list[Row]:

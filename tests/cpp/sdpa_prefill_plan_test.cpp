@@ -1,11 +1,78 @@
 // How sdpa_prefill's work is cut, and that it never shows in a result.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
+#include "cpu/native_library.h"
 #include "cpu_kernels.h"
 
 using namespace metal_sdpa;
 using namespace metal_sdpa::test;
+
+namespace {
+
+class NeverStop final : public StopToken {
+ public:
+  bool stop_requested() noexcept override { return false; }
+};
+
+/// The plan's one step with its memory: operands of `x`, scratch memory of its own.
+class Launched {
+ public:
+  Launched(const Plan& plan, const SdpaOperands& x) : step_(plan.steps.front()) {
+    launch_.threadgroups = step_.threadgroups;
+    for (const PlanBinding& binding : step_.bindings) {
+      launch_.bindings[binding.index] = memory_of(binding.operand, plan, x);
+      if (binding.zero_first) counters_ = launch_.bindings[binding.index];
+    }
+    for (const PlanBytes& bytes : step_.bytes) {
+      const std::byte* data = bytes.shared ? bytes.shared->data() : bytes.bytes.begin();
+      launch_.bindings[bytes.index].data = const_cast<std::byte*>(data);
+    }
+  }
+
+  std::uint64_t item_count() const { return step_.threadgroups.count(); }
+
+  /// Runs the items one after the other in the order given.
+  void run(NativeKernel kernel, const std::vector<std::uint64_t>& order) {
+    std::memset(counters_.data, 0, counters_.byte_len);
+    NeverStop stop;
+    for (const std::uint64_t item : order) kernel(launch_, {item, item + 1}, stop);
+  }
+
+ private:
+  BoundMemory memory_of(PlanOperand operand, const Plan& plan, const SdpaOperands& x) {
+    switch (operand) {
+      case PlanOperand::q:
+        return {x.q.data(), x.q.byte_len()};
+      case PlanOperand::k:
+        return {x.k.data(), x.k.byte_len()};
+      case PlanOperand::v:
+        return {x.v.data(), x.v.byte_len()};
+      case PlanOperand::out:
+        return {x.out.data(), x.out.byte_len()};
+      case PlanOperand::lse:
+        return {x.lse.data(), x.lse.byte_len()};
+      default:
+        break;
+    }
+    const auto index =
+        static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0);
+    scratch_[index].assign(plan.scratch_bytes[index] / sizeof(float), NAN);
+    return {scratch_[index].data(), plan.scratch_bytes[index]};
+  }
+
+  const PlanStep& step_;
+  std::array<std::vector<float>, kMaxScratch> scratch_;
+  NativeLaunch launch_;
+  BoundMemory counters_;
+};
+
+}  // namespace
 
 TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of the device") {
   for (const std::string& isa : isas()) {
@@ -115,4 +182,40 @@ TEST_CASE("spans are shared out where rows are few, and only then") {
   ragged.set_packed_layouts();
   ragged.kv_lengths = {32768, 1, 1, 1, 1, 1, 1, 1};
   CHECK(plan_sdpa(device_of("baseline", 2), ragged).steps.front().threadgroups.x >= 4);
+}
+
+TEST_CASE("items that share spans may run in any order") {
+  for (const std::string& isa : isas()) {
+    const Device device = device_of(isa, 8);
+    const KernelRegistry registry(device);
+    std::mt19937 rng(20);
+    for (const DType dtype : kDTypes) {
+      SdpaProblem p = prefill_problem(dtype, 6, 37, 2100, 8, 8);
+      p.batch = 2;
+      p.n_kv_heads = 2;
+      p.set_packed_layouts();
+      p.causal = true;
+      p.q_start = 1800;
+      p.kv_lengths = {2100, 1900};
+      const SdpaOperands x = random_operands(rng, device, p);
+      sdpa(device, x, p);
+      const auto want = bytes_of(x.out);
+      const auto want_lse = bytes_of(x.lse);
+      const Plan plan = plan_sdpa(device, p);
+      const auto pipeline = registry.get_pipeline(plan.steps.front().kernel);
+      const NativeKernel kernel = static_cast<const cpu::NativePipeline&>(*pipeline).kernel;
+      Launched launched(plan, x);
+      std::vector<std::uint64_t> order(launched.item_count());
+      std::iota(order.begin(), order.end(), 0);
+      for (int round = 0; round < 4; ++round) {
+        std::shuffle(order.begin(), order.end(), rng);
+        fill_bytes(x.out, 0xff);
+        fill_bytes(x.lse, 0xff);
+        launched.run(kernel, order);
+        INFO(isa, " ", name_of(dtype), " round ", round);
+        CHECK(bytes_of(x.out) == want);
+        CHECK(bytes_of(x.lse) == want_lse);
+      }
+    }
+  }
 }
