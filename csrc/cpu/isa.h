@@ -24,14 +24,14 @@ std::optional<Isa> isa_from_name(std::string_view name) noexcept;
 /// Whether this machine (processor and operating system) runs it and the build holds it.
 bool isa_supported(Isa isa) noexcept;
 
-/// Whether this process may use it: Linux gives AMX's registers to processes that ask. From then on
-/// it takes no signal stacks that are too small for them.
+/// Whether this process may use it: Linux gives AMX's registers to processes that ask, and then
+/// refuses signal stacks that are too small for them. The first call for avx512_amx asks.
 bool isa_allowed(Isa isa) noexcept;
 
 /// Whether the processor is one of Intel's, whose kernels differ in speed from AMD's.
 bool is_intel() noexcept;
 
-/// The one to take unless told otherwise.
+/// The one to take unless told otherwise. Asks for AMX's registers where there are any.
 Isa best_isa();
 
 /// In the order of the enumeration; never empty.

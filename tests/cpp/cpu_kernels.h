@@ -72,7 +72,7 @@ inline Buffer before_a_wall(const Device& device, const Buffer& buffer) {
   return device.wrap({data, n_bytes, true, owner}, buffer.dtype(), buffer.shape());
 }
 
-/// Runs the problem; the worst error of an element, in units of its bound.
+/// Runs the problem; the worst error of a row, in units of its bound.
 inline double error_of_run(const Device& device, const SdpaProblem& p, const SdpaOperands& x) {
   fill_bytes(x.out, 0xff);
   sdpa(device, x, p);

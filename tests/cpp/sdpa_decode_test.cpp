@@ -58,7 +58,7 @@ TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
       {DType::f16, 48, 1, "amx_emulated", true},  {DType::f32, 49, 1, nullptr, false},
   };
   for (const std::string& isa : isas()) {
-    const Device device("cpu", {1, isa});
+    const Device device = device_of(isa);
     for (const Edge& edge : edges) {
       if (edge.isa != nullptr && isa != edge.isa) continue;
       SdpaProblem p = decode_problem(edge.dtype, edge.group, edge.seq_len, 300, 64);
@@ -72,8 +72,8 @@ TEST_CASE("the planner takes sdpa_decode for a few rows under a KV head") {
 
 TEST_CASE("random problems are within the bounds, with the same bits on two threads") {
   for (const std::string& isa : isas()) {
-    const Device one("cpu", {1, isa});
-    const Device two("cpu", {2, isa});
+    const Device one = device_of(isa);
+    const Device two = device_of(isa, 2);
     std::mt19937 rng(20240612);
     for (int round = 0; round < 150; ++round) {
       SdpaProblem p = random_problem(rng, {});
@@ -88,7 +88,7 @@ TEST_CASE("random problems are within the bounds, with the same bits on two thre
 
 TEST_CASE("groups, rows, widths and lengths around the edges of spans") {
   for (const std::string& isa : isas()) {
-    const Device device("cpu", {2, isa});
+    const Device device = device_of(isa, 2);
     std::mt19937 rng(7);
     for (const DType dtype : kDTypes) {
       for (const std::int64_t keys : {1, 31, 33, 511, 512, 513, 1025}) {
@@ -112,7 +112,7 @@ TEST_CASE("groups, rows, widths and lengths around the edges of spans") {
 TEST_CASE("tiles of any number of rows, and what is left of a unit and of a vector") {
   const std::vector<std::int64_t> widths{1, 3, 4, 5, 7, 8, 12, 17, 20, 31, 36, 44, 63, 75, 100};
   for (const std::string& isa : isas()) {
-    const Device device("cpu", {2, isa});
+    const Device device = device_of(isa, 2);
     std::mt19937 rng(13);
     for (const DType dtype : kDTypes) {
       for (std::int64_t rows = 1; rows <= 36; ++rows) {
@@ -131,8 +131,8 @@ TEST_CASE("tiles of any number of rows, and what is left of a unit and of a vect
 
 TEST_CASE("many spans, of which only the last row sees the last one") {
   for (const std::string& isa : isas()) {
-    const Device one("cpu", {1, isa});
-    const Device two("cpu", {2, isa});
+    const Device one = device_of(isa);
+    const Device two = device_of(isa, 2);
     std::mt19937 rng(17);
     // Spans of 512 keys at this width. The last row sees one key of the last span.
     for (const std::int64_t spans : {2, 3, 35}) {
@@ -148,8 +148,8 @@ TEST_CASE("many spans, of which only the last row sees the last one") {
 TEST_CASE("a sequence has the same bits alone, in a batch and with more room") {
   const std::int64_t row = 40;
   for (const std::string& isa : isas()) {
-    const Device one("cpu", {1, isa});
-    const Device two("cpu", {2, isa});
+    const Device one = device_of(isa);
+    const Device two = device_of(isa, 2);
     std::mt19937 rng(9);
     for (const DType dtype : kDTypes) {
       for (const std::int64_t group : {1, 3, 4, 13, 16}) {
@@ -179,7 +179,7 @@ TEST_CASE("a sequence has the same bits alone, in a batch and with more room") {
 TEST_CASE("nothing is read behind the last key and value, and how they come near is not seen") {
   const int suits_this_processor = cpu::most_slots_to_load;
   for (const std::string& isa : isas()) {
-    const Device device("cpu", {2, isa});
+    const Device device = device_of(isa, 2);
     std::mt19937 rng(11);
     for (const DType dtype : kDTypes) {
       for (const std::int64_t width : {36, 40, 512}) {
@@ -190,7 +190,7 @@ TEST_CASE("nothing is read behind the last key and value, and how they come near
             x.k = before_a_wall(device, x.k);
             x.v = before_a_wall(device, x.v);
             INFO(isa, " ", name_of(dtype), " D ", width, " S ", keys, " rows ", rows);
-            cpu::most_slots_to_load = 64;
+            cpu::most_slots_to_load = cpu::kMostSlotsToLoad;
             CHECK(error_of_run(device, p, x) <= 1.0);
             cpu::most_slots_to_load = 0;
             CHECK(gives_same_bits(device, p, x));

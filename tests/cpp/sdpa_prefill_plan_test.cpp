@@ -87,7 +87,7 @@ TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
     std::int64_t batch, kv_heads, group, rows, keys, q_start, head_dim, value_dim;
     std::vector<std::int64_t> kv_lengths, q_starts;
   };
-  // Spans have 1024 keys, 512 of few rows. Of the first, no row sees the last span and row 95 sees
+  // Spans have 1024 keys, 512 of few rows. Of the first, row 95 sees
   // whole ones; rows of the second see one span, two or none at all; the others see many spans.
   const std::vector<Shape> shapes{
       {1, 1, 1, 192, 2300, 2 * 1024 - 96, 8, 8, {}, {}},
@@ -190,18 +190,22 @@ TEST_CASE("items that share spans may run in any order") {
     const KernelRegistry registry(device);
     std::mt19937 rng(20);
     for (const DType dtype : kDTypes) {
-      SdpaProblem p = prefill_problem(dtype, 6, 37, 2100, 8, 8);
+      // Two sets of rows. Of sequence 0 only the later rows see the second span; sequence 1 has
+      // one.
+      SdpaProblem p = prefill_problem(dtype, 6, 70, 2100, 8, 8);
       p.batch = 2;
       p.n_kv_heads = 2;
       p.set_packed_layouts();
       p.causal = true;
-      p.q_start = 1800;
-      p.kv_lengths = {2100, 1900};
+      p.q_start = 1000;
+      p.kv_lengths = {2100, 1010};
       const SdpaOperands x = random_operands(rng, device, p);
-      sdpa(device, x, p);
+      CHECK(error_of_run(device, p, x) <= 1.0);
       const auto want = bytes_of(x.out);
       const auto want_lse = bytes_of(x.lse);
       const Plan plan = plan_sdpa(device, p);
+      REQUIRE(plan.scratch_bytes[0] > 0);
+      REQUIRE(plan.steps.front().threadgroups.x == 4);
       const auto pipeline = registry.get_pipeline(plan.steps.front().kernel);
       const NativeKernel kernel = static_cast<const cpu::NativePipeline&>(*pipeline).kernel;
       Launched launched(plan, x);
@@ -216,6 +220,45 @@ TEST_CASE("items that share spans may run in any order") {
         CHECK(bytes_of(x.out) == want);
         CHECK(bytes_of(x.lse) == want_lse);
       }
+    }
+  }
+}
+
+TEST_CASE("items are long where they are plenty and narrow") {
+  const auto sets = [](int threads, std::int64_t rows, std::int64_t width) {
+    SdpaProblem p = prefill_problem(DType::f32, 24, rows, 40, width / 2, width / 2);
+    p.n_kv_heads = 24;
+    p.set_packed_layouts();
+    return plan_sdpa(device_of("baseline", threads), p).steps.front().threadgroups.x;
+  };
+  CHECK(sets(1, 384, 128) == 1);
+  CHECK(sets(1, 385, 128) == 2);
+  CHECK(sets(1, 256, 384) == 1);
+  CHECK(sets(1, 257, 384) == 2);
+  CHECK(sets(1, 192, 512) == 1);
+  CHECK(sets(1, 193, 512) == 2);
+  CHECK(sets(2, 384, 128) == 2);
+  CHECK(sets(2, 385, 128) == 2);
+}
+
+TEST_CASE("long items have the bits of short ones") {
+  for (const std::string& isa : isas()) {
+    const Device one = device_of(isa);
+    const Device eight = device_of(isa, 8);
+    std::mt19937 rng(21);
+    for (const DType dtype : kDTypes) {
+      SdpaProblem p = prefill_problem(dtype, 24, 384, 45, 4, 4);
+      p.n_kv_heads = 24;
+      p.set_packed_layouts();
+      const SdpaOperands x = random_operands(rng, one, p);
+      INFO(isa, " ", name_of(dtype));
+      CHECK(plan_sdpa(one, p).steps.front().threadgroups.x == 1);
+      CHECK(plan_sdpa(eight, p).steps.front().threadgroups.x == 2);
+      CHECK(error_of_run(one, p, x) <= 1.0);
+      const auto want = bytes_of(x.out);
+      fill_bytes(x.out, 0xff);
+      sdpa(eight, x, p);
+      CHECK(bytes_of(x.out) == want);
     }
   }
 }

@@ -93,10 +93,23 @@ def check_versions(directory: Path) -> None:
     print(f"version {versions[0]} everywhere")
 
 
+def check_symbols(directory: Path) -> None:
+    """Neither binary may export symbols that are one for the whole process."""
+    names = "import metal_sdpa._core as c, metal_sdpa; print(c.__file__)"
+    module = Path(run([sys.executable, "-c", names], directory).strip())
+    for binary in (module, *sorted((module.parent / "lib").glob("*.so"))):
+        symbols = run(["nm", "-D", "--defined-only", binary], directory).splitlines()
+        unique = [symbol for symbol in symbols if symbol.split()[-2] == "u"]
+        assert not unique, f"{binary.name} exports unique symbols: {unique[:3]}"
+    print("no symbols for the whole process")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         check_versions(directory)
+        if sys.platform == "linux":
+            check_symbols(directory)
         check_python_blocks(directory)
         check_cpp_block(directory)
         check_consumer(directory)

@@ -1,7 +1,7 @@
 """Faults of the CPU's kernels and of how their work is cut, one test case for each.
 
-A fault in a kernel is compiled for every instruction set, which takes a minute: `make mutants`
-plants these, CI does not.
+A fault in a kernel is compiled for every instruction set: some ten seconds each. `make mutants`
+plants these, CI does not. Those of bf16 pairs and of AMX need a processor with AVX512_BF16.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MANY = "sums over many spans stay within the bound, also when a late maximum res
 GROWING = "scores stay within the bounds where queries lie along keys: partial sums only grow"
 DEALT = "bits do not depend on how rows and spans are dealt out to items"
 ORDER = "items that share spans may run in any order"
+LONG_ITEMS = "items are long where they are plenty and narrow"
 TWICE = "encoded twice, items that share spans count anew"
 SHARED = "spans are shared out where rows are few, and only then"
 DECODED = "random problems are within the bounds, with the same bits on two threads"
@@ -108,7 +109,7 @@ PREFILL_MUTANTS = (
         "j + i < n_keys ? k[begin + j + i] : zero_row<T>()",
         "k[begin + j + i]",
         PREFILL_TEST,
-        "nothing is read behind the last row of an operand",
+        "nothing is touched behind the last row of an operand",
     ),
     mutant(
         "cpu prefill: keys are not filled up to a register",
@@ -258,6 +259,22 @@ SHARE_MUTANTS = (
         "",
         PLAN_TEST,
         DEALT,
+    ),
+    mutant(
+        "cpu prefill: long items are never taken",
+        CUT,
+        "return std::clamp(plenty, ceil_div(rows, most), ceil_div(rows, kPrefillItemRows));",
+        "return ceil_div(rows, most + plenty < 0 ? most : kPrefillItemRows);",
+        PLAN_TEST,
+        LONG_ITEMS,
+    ),
+    mutant(
+        "cpu prefill: long items are always taken",
+        CUT,
+        "constexpr std::int64_t kPlentyPerThread = 24;",
+        "constexpr std::int64_t kPlentyPerThread = 1;",
+        PLAN_TEST,
+        LONG_ITEMS,
     ),
     mutant(
         "cpu prefill: keys that no query sees are shared out",

@@ -16,7 +16,6 @@ TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
 FRAGMENT = "shaders/fragment.h"
 
-
 DEVICE = "metal_device_test"
 FAULT = "metal_software_fault_test"
 LIFETIME = "metal_software_lifetime_test"

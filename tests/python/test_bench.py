@@ -185,6 +185,10 @@ def test_oracle_passes_a_rounded_result_and_no_other() -> None:
     assert oracle.share_of_bound(rounded) <= 1.0
     swapped = oracle.errors(exact[:, ::-1])
     assert oracle.share_of_bound(swapped) > 1.0
+    for row in oracle.rows:
+        broken = exact.astype(np.float32)
+        broken[row.row] = np.nan
+        assert oracle.share_of_bound(oracle.errors(broken)) == np.inf
 
 
 def test_sampled_rows_include_the_ends() -> None:

@@ -14,10 +14,9 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 static_assert(kLanes == kAmxRows, "a vector is a row of a register");
 
 /// Registers 0 and 1 (rows 0 to 15) and, with kTwo, 2 and 3 (rows 16 to 31) = a b over `depth`
-/// slots, a multiple of 16. Rows of a are a_step slots apart, b is a panel. Each product adds the
-/// sum of two chains of 16 to the sum so far: no more than 32 of them follow each other, as head
-/// dims go up to 1024, hence some 50 roundings, fewer than where a tile's chains of 32 steps are
-/// added up.
+/// slots, a multiple of 16. Rows of a are a_step slots apart, b is a panel. At D 1024, the most, 32
+/// products follow each other: 16 + 1 + 32 roundings, fewer than the 63 of f32 products in chains
+/// of 32.
 template <bool kTwo>
 inline void multiply_registers(const float* a, sdpa_i64 a_step, const float* b, int depth,
                                SpreadRows& near) {

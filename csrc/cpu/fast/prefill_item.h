@@ -167,8 +167,8 @@ class PrefillItem {
       spread_fractions(static_cast<std::uint32_t>(begin / block_len_), pairs_block()->fractions);
     }
     aim_at_next(begin + n_keys);
-    // Around the products alone: the system's libraries know nothing of AMX's registers, and a
-    // thread that is put aside with registers in use has 8 KB more to keep.
+    // Around the tiles alone: the system's libraries know nothing of AMX's registers, and a thread
+    // that is put aside with registers in use has 8 KB more to keep.
     [[maybe_unused]] const AmxScope<kUsesAmx<T>> scope;
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
   }
@@ -178,10 +178,11 @@ class PrefillItem {
     const sdpa_i64 n = smaller<sdpa_i64>(block_len_, end_key_ - begin);
     const sdpa_i64 k_steps = sdpa_i64{depth_} * ((block_len_ + kPanel - 1) / kPanel);
     const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
-    const int parts = kUsesAmx<T> ? 1 : part_count((n_rows_ + n_tiles_ - 1) / n_tiles_);
+    const int tile_rows = (n_rows_ + n_tiles_ - 1) / n_tiles_;
+    const int turns = kUsesAmx<T> || half_rows(tile_rows, 2) == tile_rows ? 1 : 2;
     near_.aim(memory_rows(key_rows<T>(launch_, b_, kv_h_), begin, n, args_.head_dim),
               memory_rows(value_rows<T>(launch_, b_, kv_h_), begin, n, args_.value_dim),
-              n_tiles_ * parts * (k_steps + v_steps));
+              n_tiles_ * turns * (k_steps + v_steps));
   }
 
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {

@@ -23,11 +23,13 @@ inline constexpr int kTileRows = kUsesAmx<T> ? 2 * kAmxRows : kRowTile;
 template <typename T>
 inline constexpr int kTileStep = kUsesAmx<T> ? kTileRows<T> : kVectorStep;
 
-/// Rows of the first part of a tile of `rows`, which are multiplied at once; the others follow.
-/// Sums of a chain and of the chain before it then stay in registers: with AVX-512 and 6 rows
-/// products run at 98 % of the peak, with 12 at 94.
-constexpr int part_rows(int rows) { return rows > kSumRows ? (rows + 1) / 2 : rows; }
-constexpr int part_count(int rows) { return rows > kSumRows ? 2 : 1; }
+/// Rows of a tile of `rows` that are multiplied at once: all, or half of them and then the others,
+/// where that keeps the sums of a chain and of the chain before it in registers. With AVX-512
+/// products of 12 rows run at 98 % of the peak by halves, at 94 % at once.
+constexpr int half_rows(int rows, int n_vecs) {
+  return rows * n_vecs > kMostSums ? (rows + 1) / 2 : rows;
+}
+static_assert(2 * half_rows(kRowTile, 2) <= kMostSums);
 
 /// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
 /// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
@@ -107,19 +109,19 @@ template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
 template <bool kOfPairs, int kRows, int kVecs>
 inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
                         float* scores) {
-  constexpr int kPart = part_rows(kRows);
-  Vec sums[kPart][kVecs];
-  multiply_in_chains<kOfPairs, kPart, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
+  constexpr int kNow = half_rows(kRows, kVecs);
+  Vec sums[kNow][kVecs];
+  multiply_in_chains<kOfPairs, kNow, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
 #pragma GCC unroll 12
-  for (int r = 0; r < kPart; ++r) {
+  for (int r = 0; r < kNow; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
       store(scores + r * kScoreStep + c * kLanes, sums[r][c] * splat(scale));
     }
   }
-  if constexpr (kPart < kRows) {
-    score_panel<kOfPairs, kRows - kPart, kVecs>(q + kPart, k, depth, scale, near,
-                                                scores + kPart * kScoreStep);
+  if constexpr (kNow < kRows) {
+    score_panel<kOfPairs, kRows - kNow, kVecs>(q + kNow, k, depth, scale, near,
+                                               scores + kNow * kScoreStep);
   }
 }
 
@@ -142,12 +144,12 @@ void score_tile(const float* q, const float* k, int depth, int n_keys, float sca
 template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
                              const float* factors, SpreadRows& near, float* out, int out_step) {
-  constexpr int kPart = part_rows(kRows);
-  Vec sums[kPart][kVecs];
-  multiply_in_chains<kOfPairs, kPart, kVecs, kScoreStep, 1>(weights, values, depth, chain, near,
-                                                            sums);
+  constexpr int kNow = half_rows(kRows, kVecs);
+  Vec sums[kNow][kVecs];
+  multiply_in_chains<kOfPairs, kNow, kVecs, kScoreStep, 1>(weights, values, depth, chain, near,
+                                                           sums);
 #pragma GCC unroll 12
-  for (int r = 0; r < kPart; ++r) {
+  for (int r = 0; r < kNow; ++r) {
     const Vec factor = splat(factors[r]);
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
@@ -155,10 +157,10 @@ inline void add_values_panel(const float* weights, const float* values, int dept
       store(numerators, fma(load(numerators), factor, sums[r][c]));
     }
   }
-  if constexpr (kPart < kRows) {
-    add_values_panel<kOfPairs, kRows - kPart, kVecs>(weights + kPart * kScoreStep, values, depth,
-                                                     chain, factors + kPart, near,
-                                                     out + kPart * out_step, out_step);
+  if constexpr (kNow < kRows) {
+    add_values_panel<kOfPairs, kRows - kNow, kVecs>(weights + kNow * kScoreStep, values, depth,
+                                                    chain, factors + kNow, near,
+                                                    out + kNow * out_step, out_step);
   }
 }
 

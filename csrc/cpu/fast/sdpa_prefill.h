@@ -1,6 +1,7 @@
 // sdpa_prefill's tables, shared by its plan and its kernels.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace metal_sdpa::cpu {
@@ -20,14 +21,15 @@ constexpr int prefill_span_len(int block_len, std::int64_t rows) {
   return 1024;
 }
 
-/// Query rows of one work item, where there are as many: at least so many, which makes packing
-/// cheap, and twice as many where items are plenty and `width`, D + Dv, leaves their queries and
-/// numerators in the L2 cache beside a block of keys. Never changes bits.
+/// Most query rows of one work item: enough to make packing cheap. Item lengths never change bits.
 constexpr int kPrefillItemRows = 192;
+
+/// The same where items are plenty: up to twice as many, as long as queries and numerators of
+/// `width`, D + Dv, take 384 KB at most; with a block of keys and values they fill 1 MB of L2
+/// cache.
 constexpr int prefill_most_item_rows(int width) {
-  constexpr int kSlots = 2 * kPrefillItemRows * 256;
-  if (width <= 256) return 2 * kPrefillItemRows;
-  return width * kPrefillItemRows < kSlots ? kSlots / width : kPrefillItemRows;
+  constexpr int kMostSlots = 2 * kPrefillItemRows * 256;
+  return std::clamp(kMostSlots / width, kPrefillItemRows, 2 * kPrefillItemRows);
 }
 
 }  // namespace metal_sdpa::cpu

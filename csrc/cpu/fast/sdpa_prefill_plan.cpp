@@ -13,7 +13,8 @@ namespace {
 // for fewer, since their states cost memory.
 constexpr std::int64_t kItemsPerThread = 8;
 constexpr std::int64_t kItemsOfSpansPerThread = 4;
-// So many leave items of a causal problem, which differ most, small against the whole.
+// With so many a thread each is small against the whole, even of a causal problem, whose items
+// differ most.
 constexpr std::int64_t kPlentyPerThread = 24;
 // Rows below which an item packs its keys for too few; where threads have no work at all, fewer do.
 constexpr std::int64_t kFewRows = 96;
@@ -58,9 +59,12 @@ SpanCount count_spans(const SdpaProblem& problem, std::int64_t span_len) {
   return count;
 }
 
-/// Sets of rows that suit the caches: as few as leave plenty of items.
-std::int64_t sets_of_rows(const SdpaProblem& problem, std::int64_t heads, int threads) {
+/// Sets of rows that suit the caches: as few as leave plenty of items. Sequences count by their
+/// spans, so that one long one among many short ones is still cut.
+std::int64_t sets_of_rows(const SdpaProblem& problem, const SpanCount& spans, int threads) {
   const std::int64_t rows = rows_per_kv_head(problem);
+  const std::int64_t heads = std::max<std::int64_t>(
+      problem.n_kv_heads * spans.all / std::max<std::int64_t>(spans.longest, 1), 1);
   const int most = prefill_most_item_rows(static_cast<int>(problem.head_dim + problem.value_dim));
   const std::int64_t plenty = ceil_div(kPlentyPerThread * threads, heads);
   return std::clamp(plenty, ceil_div(rows, most), ceil_div(rows, kPrefillItemRows));
@@ -78,7 +82,7 @@ Cut cut_work(const SdpaProblem& problem, const SpanCount& spans, bool may_share,
   const std::int64_t rows = rows_per_kv_head(problem);
   const std::int64_t heads = std::max<std::int64_t>(problem.batch * problem.n_kv_heads, 1);
   Cut cut;
-  cut.sets = sets_of_rows(problem, heads, threads);
+  cut.sets = sets_of_rows(problem, spans, threads);
   if (threads == 1) return cut;
   if (spans.longest > 1 && may_share) {
     // A part is as long as makes so many of all sequences together.

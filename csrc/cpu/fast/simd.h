@@ -5,9 +5,10 @@
 //
 // Each instruction set's header defines, in that namespace:
 //   Vec, kLanes                  kLanes f32; operators + - * / work lane by lane
-//   kRowTile                     rows of a tile, kRowTile x 2 vectors, that fills the registers
-//   kSumRows                     most rows that products take at once: kRowTile, or as many as fit
-//                                twice and are enough to hide the latency of multiply-adds
+//   kRowTile                     rows of a tile: kRowTile x 2 vectors of sums fill the registers,
+//   or
+//                                half of them and those of the chain before
+//   kMostSums                    most vectors of sums at once
 //   splat(x)  load(p)            any alignment; 16-bit elements are widened
 //   store(p, v)                  16-bit elements round to nearest even, NaN is kept
 //   load_first(p, n)             lanes below n (0 to kLanes), 0 in the others; reads no more

@@ -10,7 +10,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 using Vec = __m256;
 inline constexpr int kLanes = 8;
 inline constexpr int kRowTile = 6;  // 12 sums, 2 columns and a factor, of 16 registers
-inline constexpr int kSumRows = kRowTile;
+inline constexpr int kMostSums = 2 * kRowTile;
 
 inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -9,8 +9,8 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 using Vec = __m512;
 inline constexpr int kLanes = 16;
-inline constexpr int kRowTile = 12;  // 24 sums, 2 columns and a factor, of 32 registers
-inline constexpr int kSumRows = 7;   // 14 sums and those of the chain before
+inline constexpr int kRowTile = 12;   // half of them have 12 sums
+inline constexpr int kMostSums = 14;  // and 14 of the chain before, of 32 registers
 
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 

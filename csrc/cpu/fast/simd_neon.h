@@ -10,7 +10,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 using Vec = float32x4_t;
 inline constexpr int kLanes = 4;
 inline constexpr int kRowTile = 12;  // 24 sums, 2 columns and a factor, of 32 registers
-inline constexpr int kSumRows = kRowTile;
+inline constexpr int kMostSums = 2 * kRowTile;
 
 inline Vec splat(float x) { return vdupq_n_f32(x); }
 

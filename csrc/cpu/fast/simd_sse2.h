@@ -10,7 +10,7 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 using Vec = __m128;
 inline constexpr int kLanes = 4;
 inline constexpr int kRowTile = 5;  // 10 sums, 2 columns, a factor and a product, of 16 registers
-inline constexpr int kSumRows = kRowTile;
+inline constexpr int kMostSums = 2 * kRowTile;
 
 inline Vec splat(float x) { return _mm_set1_ps(x); }
 
