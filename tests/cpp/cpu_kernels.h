@@ -69,7 +69,7 @@ inline Buffer before_a_wall(const Device& device, const Buffer& buffer) {
   REQUIRE(mprotect(static_cast<char*>(base) + room, page, PROT_NONE) == 0);
   char* data = static_cast<char*>(base) + room - n_bytes;
   std::memcpy(data, buffer.data(), n_bytes);
-  return device.wrap({data, n_bytes, true, owner}, buffer.dtype(), buffer.shape());
+  return device.wrap({data, n_bytes, false, owner}, buffer.dtype(), buffer.shape());
 }
 
 /// Runs the problem; the worst error of a row, in units of its bound.

@@ -253,7 +253,7 @@ TEST_CASE("long items have the bits of short ones") {
       const SdpaOperands x = random_operands(rng, one, p);
       INFO(isa, " ", name_of(dtype));
       CHECK(plan_sdpa(one, p).steps.front().threadgroups.x == 1);
-      CHECK(plan_sdpa(eight, p).steps.front().threadgroups.x == 2);
+      CHECK(plan_sdpa(eight, p).steps.front().threadgroups.x > 1);
       CHECK(error_of_run(one, p, x) <= 1.0);
       const auto want = bytes_of(x.out);
       fill_bytes(x.out, 0xff);

@@ -2,10 +2,10 @@
 """Plants faults one by one in a copy of the tree; the test that is named for each must fail.
 
 By default each fault is built and its one test case is run; those of the CPU's kernels, which are
-compiled for every instruction set, are left out unless `--all` or `--only` takes them. `--full` runs
-every test program and says which fail. The copy is built with the software Metal device, once, then
-file by file. The exit status is 1 where a fault survives, where its text no longer stands in the
-sources, where it does not build, or where a named test fails without any fault.
+compiled for every instruction set, are left out unless `--all` or `--only` takes them. `--full`
+runs every test program and says which fail. The copy is built with the software Metal device, once,
+then file by file. The exit status is 1 where a fault survives, where its text no longer stands in
+the sources, where it does not build, or where a named test fails without any fault.
 """
 
 from __future__ import annotations
