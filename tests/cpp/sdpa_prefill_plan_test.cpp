@@ -87,8 +87,8 @@ TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
     std::int64_t batch, kv_heads, group, rows, keys, q_start, head_dim, value_dim;
     std::vector<std::int64_t> kv_lengths, q_starts;
   };
-  // Spans have 1024 keys, 512 of few rows. Of the first, row 95 sees
-  // whole ones; rows of the second see one span, two or none at all; the others see many spans.
+  // Spans have 1024 keys, 512 of few rows. Row 95 of the first sees whole ones; rows of the second
+  // see one span, two or none at all; the others see many spans.
   const std::vector<Shape> shapes{
       {1, 1, 1, 192, 2300, 2 * 1024 - 96, 8, 8, {}, {}},
       {2, 1, 1, 200, 1100, 0, 8, 8, {1100, 700}, {900, -50}},
