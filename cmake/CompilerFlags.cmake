@@ -1,4 +1,5 @@
 # Compiler flags of every target of ours: metal_sdpa_compile_options(target).
+include(HideRuntime)
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, RelWithDebInfo or Debug" FORCE)
@@ -24,10 +25,7 @@ function(metal_sdpa_compile_options target)
   # Contraction is off everywhere: a fused multiply-add is one that the source asks for, so that
   # every compiler gives the same bits. Nothing of the fast-math family is ever on.
   target_compile_options(${target} PRIVATE -ffp-contract=off)
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # What the standard library's templates keep here is this library's own, not the process's.
-    target_compile_options(${target} PRIVATE -fno-gnu-unique)
-  endif()
+  metal_sdpa_hide_runtime(${target})
 
   if(METAL_SDPA_DEVELOPER)
     # Tests reach internals through the very library that ships, hence default visibility here.
@@ -38,15 +36,5 @@ function(metal_sdpa_compile_options target)
   else()
     set_target_properties(${target} PROPERTIES
       CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-  endif()
-endfunction()
-
-# For shared libraries and modules. A compiler may link its C++ runtime from archives. Exported, the
-# runtime's unique symbols (the identities of locale facets, for one) would replace those of every
-# library that a process loads later.
-function(metal_sdpa_hide_runtime target)
-  if(NOT APPLE)
-    target_link_options(${target} PRIVATE
-      LINKER:--exclude-libs,libstdc++.a:libsupc++.a:libgcc.a:libgcc_eh.a:libc++.a:libc++abi.a)
   endif()
 endfunction()

@@ -45,29 +45,25 @@ OperandMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
   return {scratch[index], 0, scratch[index]->byte_len};
 }
 
-/// Constants too long for an inline binding go through a scratch buffer of the device.
-DispatchBinding long_bytes_binding(Backend& backend, std::uint32_t index,
-                                   const std::vector<std::byte>& bytes) {
+DispatchBinding args_binding(const PlanArgs& args) {
   DispatchBinding binding;
-  binding.index = index;
-  binding.storage = acquire_scratch(backend, bytes.size());
-  binding.byte_len = bytes.size();
-  std::memcpy(binding.storage->host, bytes.data(), bytes.size());
+  binding.index = args.index;
+  binding.bytes.assign(args.bytes.begin(), args.bytes.end());
+  binding.byte_len = binding.bytes.size();
   return binding;
 }
 
-DispatchBinding bytes_binding(Backend& backend, const PlanBytes& source) {
-  const bool is_long =
-      source.shared != nullptr && source.shared->size() > backend.limits().max_inline_bytes;
-  if (is_long) return long_bytes_binding(backend, source.index, *source.shared);
+/// A table too long for an inline binding goes through a scratch buffer of the device.
+DispatchBinding table_binding(Backend& backend, const PlanTable& table) {
   DispatchBinding binding;
-  binding.index = source.index;
-  if (source.shared != nullptr) {
-    binding.bytes = *source.shared;
-  } else {
-    binding.bytes.assign(source.bytes.begin(), source.bytes.end());
+  binding.index = table.index;
+  binding.byte_len = table.bytes->size();
+  if (binding.byte_len <= backend.limits().max_inline_bytes) {
+    binding.bytes = *table.bytes;
+    return binding;
   }
-  binding.byte_len = binding.bytes.size();
+  binding.storage = acquire_scratch(backend, binding.byte_len);
+  std::memcpy(binding.storage->host, table.bytes->data(), binding.byte_len);
   return binding;
 }
 
@@ -102,7 +98,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
   }
   dispatch.pipeline = registry.get_pipeline(step.kernel, constants);
-  dispatch.bindings.reserve(step.bindings.size() + step.bytes.size());
+  dispatch.bindings.reserve(step.bindings.size() + 2);
   for (const PlanBinding& bound : step.bindings) {
     OperandMemory memory = operand_memory(bound.operand, operands, scratch);
     DispatchBinding binding;
@@ -113,8 +109,9 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     binding.zero_first = bound.zero_first;
     dispatch.bindings.push_back(std::move(binding));
   }
-  for (const PlanBytes& bytes : step.bytes) {
-    dispatch.bindings.push_back(bytes_binding(backend, bytes));
+  dispatch.bindings.push_back(args_binding(step.args));
+  if (step.sequences.bytes != nullptr) {
+    dispatch.bindings.push_back(table_binding(backend, step.sequences));
   }
   dispatch.threadgroup_memory.assign(step.threadgroup_memory.begin(),
                                      step.threadgroup_memory.end());

@@ -3,22 +3,6 @@
 
 namespace metal_sdpa {
 
-std::size_t dtype_size(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::u8:
-      return 1;
-    case DType::f16:
-    case DType::bf16:
-    case DType::u16:
-      return 2;
-    case DType::f32:
-    case DType::u32:
-    case DType::i32:
-      return 4;
-  }
-  return 0;
-}
-
 const char* dtype_name(DType dtype) noexcept {
   switch (dtype) {
     case DType::f32:

@@ -86,28 +86,6 @@ bool rows_overlap(const std::vector<std::int64_t>& a, std::int64_t a_bytes,
 
 }  // namespace
 
-bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last) {
-  std::int64_t low = view.layout.offset;
-  std::int64_t high = view.layout.offset;
-  bool overflow = false;
-  const auto reach = [&](std::int64_t count, std::int64_t stride) {
-    std::int64_t distance = 0;
-    overflow |= __builtin_mul_overflow(count - 1, stride, &distance);
-    overflow |= __builtin_add_overflow(low, distance < 0 ? distance : 0, &low);
-    overflow |= __builtin_add_overflow(high, distance < 0 ? 0 : distance, &high);
-  };
-  reach(view.batch, view.layout.batch_stride);
-  reach(view.heads, view.layout.head_stride);
-  reach(view.rows, view.layout.row_stride);
-  overflow |= __builtin_add_overflow(high, view.width - 1, &high);
-  std::int64_t bytes = 0;
-  overflow |= __builtin_mul_overflow(low, view.element_size, &bytes);
-  overflow |= __builtin_mul_overflow(high, view.element_size, &bytes);
-  first = low;
-  last = high;
-  return !overflow;
-}
-
 bool overlaps_itself(const TensorView& view) {
   if (nested_without_overlap(view)) return false;
   if (must_overlap(view)) return true;

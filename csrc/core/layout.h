@@ -25,7 +25,26 @@ struct TensorView {
 };
 
 /// Elements first..last (inclusive) from the start of the buffer; false where 64 bits overflow.
-METAL_SDPA_API bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last);
+inline bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last) {
+  std::int64_t low = view.layout.offset;
+  std::int64_t high = view.layout.offset;
+  const auto reach = [&](std::int64_t count, std::int64_t stride) {
+    std::int64_t distance = 0;
+    if (__builtin_mul_overflow(count - 1, stride, &distance)) return false;
+    std::int64_t& end = distance < 0 ? low : high;
+    return !__builtin_add_overflow(end, distance, &end);
+  };
+  std::int64_t bytes = 0;
+  const bool fits = reach(view.batch, view.layout.batch_stride) &&
+                    reach(view.heads, view.layout.head_stride) &&
+                    reach(view.rows, view.layout.row_stride) &&
+                    !__builtin_add_overflow(high, view.width - 1, &high) &&
+                    !__builtin_mul_overflow(low, view.element_size, &bytes) &&
+                    !__builtin_mul_overflow(high, view.element_size, &bytes);
+  first = low;
+  last = high;
+  return fits;
+}
 
 /// True where two different elements of the view share bytes.
 bool overlaps_itself(const TensorView& view);

@@ -100,13 +100,11 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
 }
 
 void bind_sdpa_args(const SdpaProblem& problem, const SdpaArgs& args, PlanStep& step) {
-  PlanBytes& block = step.bytes.emplace_back();
-  block.index = SDPA_BUFFER_ARGS;
-  block.bytes.assign(reinterpret_cast<const std::byte*>(&args), sizeof(args));
+  step.args.index = SDPA_BUFFER_ARGS;
+  step.args.bytes.assign(reinterpret_cast<const std::byte*>(&args), sizeof(args));
   if (!problem.per_sequence()) return;
-  PlanBytes& sequences = step.bytes.emplace_back();
-  sequences.index = SDPA_BUFFER_SEQUENCES;
-  sequences.shared =
+  step.sequences.index = SDPA_BUFFER_SEQUENCES;
+  step.sequences.bytes =
       std::make_shared<const std::vector<std::byte>>(bytes_of(sequences_of(problem)));
   step.constants.push_back({SDPA_CONSTANT_SEQUENCES, true});
 }

@@ -9,8 +9,6 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-using ScratchList = std::vector<std::shared_ptr<Storage>>;
-
 BoundMemory memory_of(const Buffer& buffer) { return {buffer.data(), buffer.byte_len()}; }
 
 BoundMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
@@ -34,25 +32,9 @@ BoundMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
   return {storage.host, storage.byte_len};
 }
 
-BoundMemory bytes_memory(const PlanBytes& bytes) {
-  // Kernels only read constant bytes.
-  if (bytes.shared != nullptr) {
-    return {const_cast<std::byte*>(bytes.shared->data()), bytes.shared->size()};
-  }
-  return {const_cast<std::byte*>(bytes.bytes.begin()), bytes.bytes.size()};
-}
-
-NativeLaunch bind(const PlanStep& step, const SdpaOperands& operands, const ScratchList& scratch) {
-  NativeLaunch launch;
-  launch.threadgroups = step.threadgroups;
-  launch.threadgroup_size = step.threadgroup_size;
-  for (const PlanBinding& binding : step.bindings) {
-    const BoundMemory memory = operand_memory(binding.operand, operands, scratch);
-    if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);
-    launch.bindings[binding.index] = memory;
-  }
-  for (const PlanBytes& bytes : step.bytes) launch.bindings[bytes.index] = bytes_memory(bytes);
-  return launch;
+/// Kernels only read constant bytes.
+BoundMemory constant_memory(const std::byte* data, std::size_t byte_len) {
+  return {const_cast<std::byte*>(data), byte_len};
 }
 
 class PlanRun final : public ImmediateWork {
@@ -70,7 +52,7 @@ class PlanRun final : public ImmediateWork {
     for (const PlanStep& step : plan_.steps) {
       const std::shared_ptr<Pipeline> pipeline = registry_.get_pipeline(
           step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
-      const NativeLaunch launch = bind(step, operands_, scratch_);
+      const NativeLaunch launch = bind_step(step, operands_, scratch_);
       const KernelRun kernel{static_cast<const NativePipeline&>(*pipeline), launch, step.flops,
                              threads_};
       run_kernel(kernel, cancelled, pool, &poller);
@@ -86,6 +68,25 @@ class PlanRun final : public ImmediateWork {
 };
 
 }  // namespace
+
+NativeLaunch bind_step(const PlanStep& step, const SdpaOperands& operands,
+                       const ScratchList& scratch) {
+  NativeLaunch launch;
+  launch.threadgroups = step.threadgroups;
+  launch.threadgroup_size = step.threadgroup_size;
+  for (const PlanBinding& binding : step.bindings) {
+    const BoundMemory memory = operand_memory(binding.operand, operands, scratch);
+    if (binding.zero_first) std::memset(memory.data, 0, memory.byte_len);
+    launch.bindings[binding.index] = memory;
+  }
+  const PlanArgs& args = step.args;
+  launch.bindings[args.index] = constant_memory(args.bytes.begin(), args.bytes.size());
+  if (step.sequences.bytes != nullptr) {
+    const std::vector<std::byte>& bytes = *step.sequences.bytes;
+    launch.bindings[step.sequences.index] = constant_memory(bytes.data(), bytes.size());
+  }
+  return launch;
+}
 
 bool run_immediately(Queue& queue, const KernelRegistry& registry, const Plan& plan,
                      const SdpaOperands& operands, const ScratchList& scratch, int threads) {

@@ -29,11 +29,9 @@ SdpaProblem problem_of(std::int64_t batch, std::int64_t heads, std::int64_t kv_h
 
 SdpaArgs args_of(const PlanStep& step) {
   SdpaArgs args{};
-  for (const PlanBytes& bytes : step.bytes) {
-    if (bytes.index != SDPA_BUFFER_ARGS) continue;
-    REQUIRE(bytes.bytes.size() == sizeof(args));
-    std::memcpy(&args, bytes.bytes.begin(), sizeof(args));
-  }
+  REQUIRE(step.args.index == SDPA_BUFFER_ARGS);
+  REQUIRE(step.args.bytes.size() == sizeof(args));
+  std::memcpy(&args, step.args.bytes.begin(), sizeof(args));
   return args;
 }
 

@@ -1,12 +1,11 @@
 // How sdpa_prefill's work is cut, and that it never shows in a result.
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "cpu/immediate.h"
 #include "cpu/native_library.h"
 #include "cpu_kernels.h"
 
@@ -23,15 +22,12 @@ class NeverStop final : public StopToken {
 /// The plan's one step with its memory: operands of `x`, scratch memory of its own.
 class Launched {
  public:
-  Launched(const Plan& plan, const SdpaOperands& x) : step_(plan.steps.front()) {
-    launch_.threadgroups = step_.threadgroups;
-    for (const PlanBinding& binding : step_.bindings) {
-      launch_.bindings[binding.index] = memory_of(binding.operand, plan, x);
-      if (binding.zero_first) counters_ = launch_.bindings[binding.index];
-    }
-    for (const PlanBytes& bytes : step_.bytes) {
-      const std::byte* data = bytes.shared ? bytes.shared->data() : bytes.bytes.begin();
-      launch_.bindings[bytes.index].data = const_cast<std::byte*>(data);
+  Launched(const Plan& plan, const SdpaOperands& x) : step_(plan.steps.front()), operands_(x) {
+    const std::shared_ptr<Backend> backend = cpu_backend();
+    for (const std::uint64_t bytes : plan.scratch_bytes) {
+      scratch_.push_back(bytes == 0 ? nullptr : backend->allocate(bytes));
+      if (bytes == 0) continue;
+      std::fill_n(static_cast<float*>(scratch_.back()->host), bytes / sizeof(float), NAN);
     }
   }
 
@@ -39,37 +35,15 @@ class Launched {
 
   /// Runs the items one after the other in the order given.
   void run(NativeKernel kernel, const std::vector<std::uint64_t>& order) {
-    std::memset(counters_.data, 0, counters_.byte_len);
+    const NativeLaunch launch = cpu::bind_step(step_, operands_, scratch_);
     NeverStop stop;
-    for (const std::uint64_t item : order) kernel(launch_, {item, item + 1}, stop);
+    for (const std::uint64_t item : order) kernel(launch, {item, item + 1}, stop);
   }
 
  private:
-  BoundMemory memory_of(PlanOperand operand, const Plan& plan, const SdpaOperands& x) {
-    switch (operand) {
-      case PlanOperand::q:
-        return {x.q.data(), x.q.byte_len()};
-      case PlanOperand::k:
-        return {x.k.data(), x.k.byte_len()};
-      case PlanOperand::v:
-        return {x.v.data(), x.v.byte_len()};
-      case PlanOperand::out:
-        return {x.out.data(), x.out.byte_len()};
-      case PlanOperand::lse:
-        return {x.lse.data(), x.lse.byte_len()};
-      default:
-        break;
-    }
-    const auto index =
-        static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0);
-    scratch_[index].assign(plan.scratch_bytes[index] / sizeof(float), NAN);
-    return {scratch_[index].data(), plan.scratch_bytes[index]};
-  }
-
   const PlanStep& step_;
-  std::array<std::vector<float>, kMaxScratch> scratch_;
-  NativeLaunch launch_;
-  BoundMemory counters_;
+  const SdpaOperands& operands_;
+  ScratchList scratch_;
 };
 
 }  // namespace

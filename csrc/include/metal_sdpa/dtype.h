@@ -19,7 +19,10 @@ enum class DType : std::uint8_t {
 };
 
 /// Bytes of one element: 4, 2, 2, 1, 2, 4, 4.
-METAL_SDPA_API std::size_t dtype_size(DType dtype) noexcept;
+constexpr std::size_t dtype_size(DType dtype) noexcept {
+  if (dtype == DType::u8) return 1;
+  return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::u16 ? 2 : 4;
+}
 
 /// "f32", "f16", "bf16", "u8", "u16", "u32" or "i32".
 METAL_SDPA_API const char* dtype_name(DType dtype) noexcept;

@@ -24,11 +24,17 @@ struct PlanBinding {
   bool zero_first = false;  ///< scratch that the step finds filled with 0 (CPU device)
 };
 
-/// Constant bytes of a step. More than DeviceLimits::max_inline_bytes become a buffer.
-struct PlanBytes {
+/// The argument block of a step.
+struct PlanArgs {
   std::uint32_t index = 0;
-  std::shared_ptr<const std::vector<std::byte>> shared;  ///< long constants, used by many steps
-  InlineVector<std::byte, 256> bytes;                    ///< short ones, where `shared` is null
+  InlineVector<std::byte, 256> bytes;
+};
+
+/// Constant bytes that many steps may share. More than DeviceLimits::max_inline_bytes become a
+/// buffer.
+struct PlanTable {
+  std::uint32_t index = 0;
+  std::shared_ptr<const std::vector<std::byte>> bytes;  ///< nullptr: nothing is bound
 };
 
 /// Bytes offset..offset+length of an operand that a step reads or writes.
@@ -47,7 +53,8 @@ struct PlanStep {
   GridSize threadgroups;
   GridSize threadgroup_size;
   InlineVector<PlanBinding, 10> bindings;
-  InlineVector<PlanBytes, 2> bytes;
+  PlanArgs args;
+  PlanTable sequences;
   InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
   InlineVector<PlanRange, 6> reads;
   InlineVector<PlanRange, 4> writes;
