@@ -98,7 +98,8 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
   }
   dispatch.pipeline = registry.get_pipeline(step.kernel, constants);
-  dispatch.bindings.reserve(step.bindings.size() + 2);
+  constexpr std::size_t kConstants = 2;  // args and sequences
+  dispatch.bindings.reserve(step.bindings.size() + kConstants);
   for (const PlanBinding& bound : step.bindings) {
     OperandMemory memory = operand_memory(bound.operand, operands, scratch);
     DispatchBinding binding;

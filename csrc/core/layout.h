@@ -25,6 +25,7 @@ struct TensorView {
 };
 
 /// Elements first..last (inclusive) from the start of the buffer; false where 64 bits overflow.
+/// Inline, because every call asks some 12 times.
 inline bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last) {
   std::int64_t low = view.layout.offset;
   std::int64_t high = view.layout.offset;
