@@ -20,29 +20,12 @@ struct OperandMemory {
   std::size_t byte_len = 0;
 };
 
-OperandMemory buffer_memory(const Buffer& buffer) {
-  return {buffer.storage(), buffer.byte_offset(), buffer.byte_len()};
-}
-
 OperandMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
                              const ScratchList& scratch) {
-  switch (operand) {
-    case PlanOperand::q:
-      return buffer_memory(operands.q);
-    case PlanOperand::k:
-      return buffer_memory(operands.k);
-    case PlanOperand::v:
-      return buffer_memory(operands.v);
-    case PlanOperand::out:
-      return buffer_memory(operands.out);
-    case PlanOperand::lse:
-      return buffer_memory(operands.lse);
-    default:
-      break;
-  }
-  const std::size_t index =
-      static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0);
-  return {scratch[index], 0, scratch[index]->byte_len};
+  const Buffer* buffer = operand_buffer(operand, operands);
+  if (buffer != nullptr) return {buffer->storage(), buffer->byte_offset(), buffer->byte_len()};
+  const std::shared_ptr<Storage>& storage = scratch[scratch_index(operand)];
+  return {storage, 0, storage->byte_len};
 }
 
 DispatchBinding args_binding(const PlanArgs& args) {

@@ -12,6 +12,29 @@ namespace metal_sdpa {
 
 using ScratchList = std::vector<std::shared_ptr<Storage>>;
 
+/// The buffer that an operand is; nullptr where it is scratch memory.
+inline const Buffer* operand_buffer(PlanOperand operand, const SdpaOperands& operands) {
+  switch (operand) {
+    case PlanOperand::q:
+      return &operands.q;
+    case PlanOperand::k:
+      return &operands.k;
+    case PlanOperand::v:
+      return &operands.v;
+    case PlanOperand::out:
+      return &operands.out;
+    case PlanOperand::lse:
+      return &operands.lse;
+    default:
+      return nullptr;
+  }
+}
+
+/// Which scratch memory an operand is that is no buffer.
+inline std::size_t scratch_index(PlanOperand operand) {
+  return static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0);
+}
+
 /// Memory for every scratch of the plan; entries that `scratch` holds and that fit stay.
 void reserve_scratch(Backend& backend, const Plan& plan, ScratchList& scratch);
 

@@ -9,26 +9,11 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-BoundMemory memory_of(const Buffer& buffer) { return {buffer.data(), buffer.byte_len()}; }
-
 BoundMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
                            const ScratchList& scratch) {
-  switch (operand) {
-    case PlanOperand::q:
-      return memory_of(operands.q);
-    case PlanOperand::k:
-      return memory_of(operands.k);
-    case PlanOperand::v:
-      return memory_of(operands.v);
-    case PlanOperand::out:
-      return memory_of(operands.out);
-    case PlanOperand::lse:
-      return memory_of(operands.lse);
-    default:
-      break;
-  }
-  const Storage& storage =
-      *scratch[static_cast<std::size_t>(operand) - static_cast<std::size_t>(PlanOperand::scratch0)];
+  const Buffer* buffer = operand_buffer(operand, operands);
+  if (buffer != nullptr) return {buffer->data(), buffer->byte_len()};
+  const Storage& storage = *scratch[scratch_index(operand)];
   return {storage.host, storage.byte_len};
 }
 
