@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "cpu/element.h"
+#include "cpu/lone_row.h"
 #include "cpu/softmax_state.h"
 #include "shaders/sdpa_args.h"
 #include "shaders/sdpa_params.h"
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int kTileKeys = 32;
 constexpr int kDotLanes = 16;
+constexpr int kDotBlock = 256;
 
 /// A packed problem in the terms of the general one.
 SdpaArgs args_from_params(const SdpaParamsBlock& params) {
@@ -79,9 +81,9 @@ SdpaArgs launch_args(const NativeLaunch& launch) {
   return args_from_params(params);
 }
 
-/// q . k in kDotLanes partial sums, added as a tree: short chains keep the rounding error small.
+/// q . k of at most kDotBlock elements in kDotLanes partial sums, added as a tree.
 template <typename T>
-float dot(const float* q, const T* k, int head_dim) {
+float dot_block(const float* q, const T* k, int head_dim) {
   float lanes[kDotLanes] = {};
   int d = 0;
   for (; d + kDotLanes <= head_dim; d += kDotLanes) {
@@ -92,6 +94,16 @@ float dot(const float* q, const T* k, int head_dim) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
+}
+
+/// q . k in short chains of additions, which keep the rounding error small.
+template <typename T>
+float dot(const float* q, const T* k, int head_dim) {
+  float sum = 0;
+  for (int d = 0; d < head_dim; d += kDotBlock) {
+    sum += dot_block(q + d, k + d, std::min(kDotBlock, head_dim - d));
+  }
+  return sum;
 }
 
 using RowState = SoftmaxState<kMaxHeadDim>;
@@ -138,15 +150,25 @@ void attend_span(const float* q, const KeyValues<T>& kv, sdpa_i64 begin, sdpa_i6
   }
 }
 
-/// A row without any weight (no visible key) is 0, its log-sum-exp -inf.
 template <typename T>
-void write_row(const RowState& row, T* out, float* lse, int value_dim) {
+constexpr ElementKind kKindOf = ElementKind::f32;
+template <>
+constexpr ElementKind kKindOf<F16> = ElementKind::f16;
+template <>
+constexpr ElementKind kKindOf<BF16> = ElementKind::bf16;
+
+/// Output of a row in f32, in place of the numerators; returns its log-sum-exp. A row without any
+/// weight (no visible key) is 0, its log-sum-exp -inf.
+float finish_row(RowState& row, int value_dim) {
   const bool empty = row.sum == 0;
   for (int d = 0; d < value_dim; ++d) {
-    store(out + d, empty ? 0.0f : row.numerators[d] / row.sum);
+    row.numerators[d] = empty ? 0.0f : row.numerators[d] / row.sum;
   }
-  if (lse == nullptr) return;
-  *lse = empty ? -std::numeric_limits<float>::infinity() : row.maximum + std::log(row.sum);
+  return empty ? -std::numeric_limits<float>::infinity() : row.maximum + std::log(row.sum);
+}
+
+bool all_finite(const float* values, int n) {
+  return std::all_of(values, values + n, [](float value) { return std::isfinite(value); });
 }
 
 /// Keys that query row i sees: the first `count` of them.
@@ -191,12 +213,25 @@ class HeadRows {
       total.merge(span.maximum, span.sum, span.numerators, value_dim,
                   [](float x) { return std::exp(x); });
     }
-    write_row(total, out_ + i * args_.out_stride.row, lse_ == nullptr ? nullptr : lse_ + i,
-              value_dim);
+    const bool is_lone = needs_lone_row(
+        {total.maximum, total.sum, all_finite(total.numerators, value_dim), n_keys > 0});
+    const float lse = is_lone ? attend_lone_row(lone_row(i, n_keys), total.numerators)
+                              : finish_row(total, value_dim);
+    for (int d = 0; d < value_dim; ++d)
+      store(out_ + i * args_.out_stride.row + d, total.numerators[d]);
+    if (lse_ != nullptr) lse_[i] = lse;
     return true;
   }
 
  private:
+  LoneRow lone_row(sdpa_i64 i, sdpa_i64 n_keys) const {
+    return {kKindOf<T>,      q_ + i * args_.q_stride.row,
+            kv_.k,           kv_.v,
+            kv_.k_row,       kv_.v_row,
+            n_keys,          args_.head_dim,
+            args_.value_dim, args_.scale};
+  }
+
   static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
     return offset + b * stride.batch + h * stride.head;
   }

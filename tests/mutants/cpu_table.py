@@ -46,6 +46,146 @@ TILES = "tiles of any number of rows, and what is left of a unit and of a vector
 TAKEN = "the planner takes sdpa_decode for a few rows under a KV head"
 WALL = "nothing is read behind the last key and value, and how they come near is not seen"
 
+LONE = "csrc/cpu/lone_row.cpp"
+LONE_RULE = "csrc/cpu/lone_row.h"
+FINISH = "csrc/cpu/fast/finish_row.h"
+STRAIGHT = "csrc/cpu/sdpa.cpp"
+
+EXTREME_TEST = "extreme_rows_test"
+SEARCH_TEST = "accuracy_search_test"
+
+HUGE = "finite scores of any size give finite rows"
+UNSEEN = "what a row does not see never reaches it"
+EMPTY_ROW = "a row that sees no key is 0 beside poisoned ones"
+MINUS_INFINITY = "a key whose score is -inf counts as hidden"
+LARGE_VALUES = "values near the largest float have their mean"
+RISING = "maxima that move from span to span leave no rounding behind"
+EQUAL_ELEMENTS = "rows of equal elements are within the bound"
+EVEN_WEIGHTS = "rows of nearly equal weights are within the bound"
+
+EXTREME_MUTANTS = (
+    mutant(
+        "cpu rows: positive overflow of scores is taken as it is",
+        LONE_RULE,
+        "if (row.largest_score == kInfinity) return true;",
+        "if (row.largest_score == kInfinity) return false;",
+        EXTREME_TEST,
+        HUGE,
+    ),
+    mutant(
+        "cpu rows: negative overflow of scores is a row without keys",
+        LONE_RULE,
+        "if (row.sum == 0) return row.sees_keys;",
+        "if (row.sum == 0) return false;",
+        EXTREME_TEST,
+        HUGE,
+    ),
+    mutant(
+        "cpu rows: hidden values reach rows",
+        LONE_RULE,
+        "return row.sum < kInfinity && !row.has_finite_numerators;",
+        "return false;",
+        EXTREME_TEST,
+        UNSEEN,
+    ),
+    mutant(
+        "cpu rows: only the first vector is looked at",
+        FINISH,
+        "for (int d = 0; d < n_slots; d += kLanes) zero",
+        "for (int d = 0; d < kLanes; d += kLanes) zero",
+        EXTREME_TEST,
+        UNSEEN,
+    ),
+    mutant(
+        "cpu rows: a row without keys is what its numerators are",
+        FINISH,
+        "sees_keys ? state.numerators : kZeroRow",
+        "state.numerators",
+        EXTREME_TEST,
+        EMPTY_ROW,
+    ),
+    mutant(
+        "cpu lone row: one key more than it sees",
+        LONE,
+        "for (std::int64_t j = 0; j < row_.n_keys && maximum",
+        "for (std::int64_t j = 0; j <= row_.n_keys && maximum",
+        EXTREME_TEST,
+        UNSEEN,
+    ),
+    mutant(
+        "cpu lone row: a score of -inf counts",
+        LONE,
+        "if (x == -kInfinity) continue;",
+        "",
+        EXTREME_TEST,
+        MINUS_INFINITY,
+    ),
+    mutant(
+        "cpu lone row: values in f32",
+        LONE,
+        "double values_[kMaxHeadDim];",
+        "float values_[kMaxHeadDim];",
+        EXTREME_TEST,
+        LARGE_VALUES,
+    ),
+    mutant(
+        "cpu: straightforward rows are never attended alone",
+        STRAIGHT,
+        "const bool is_lone = needs_lone_row(",
+        "const bool is_lone = false && needs_lone_row(",
+        EXTREME_TEST,
+        UNSEEN,
+    ),
+    mutant(
+        "cpu spans: references are not whole numbers",
+        TOTALS,
+        "return is_fine ? reference + kToWhole - kToWhole : reference;",
+        "return is_fine ? reference : reference;",
+        EXTREME_TEST,
+        RISING,
+    ),
+    mutant(
+        "cpu decode: one chain along D",
+        DOT,
+        "while (kScoreChain<kPairs<T>> << level < n_units) ++level;",
+        "",
+        SEARCH_TEST,
+        EQUAL_ELEMENTS,
+    ),
+    mutant(
+        "cpu decode: chains of a dot product are lost",
+        DOT,
+        "sums[r][c] = tree[level][r][c] + sums[r][c];",
+        "sums[r][c] = sums[r][c];",
+        SEARCH_TEST,
+        EQUAL_ELEMENTS,
+    ),
+    mutant(
+        "cpu decode: all blocks in one group",
+        VALUES,
+        "inline constexpr int kGroupBlocks = 8;",
+        "inline constexpr int kGroupBlocks = 1 << 20;",
+        SEARCH_TEST,
+        EVEN_WEIGHTS,
+    ),
+    mutant(
+        "cpu decode: weights in one chain",
+        WEIGHTS,
+        "inline constexpr int kWeightChain = 8;",
+        "inline constexpr int kWeightChain = 1 << 20;",
+        SEARCH_TEST,
+        EVEN_WEIGHTS,
+    ),
+    mutant(
+        "cpu: one chain along D in the straightforward kernel",
+        STRAIGHT,
+        "constexpr int kDotBlock = 256;",
+        "constexpr int kDotBlock = 1 << 20;",
+        SEARCH_TEST,
+        EQUAL_ELEMENTS,
+    ),
+)
+
 PREFILL_MUTANTS = (
     mutant(
         "cpu prefill: wrong scale",
@@ -131,15 +271,15 @@ PREFILL_MUTANTS = (
     mutant(
         "cpu prefill: chains of scores are too long",
         PRODUCTS,
-        "inline constexpr int kScoreChain = 32;",
-        "inline constexpr int kScoreChain = 1024;",
+        "inline constexpr int kScoreChain = kOfPairs ? 32 : 22;",
+        "inline constexpr int kScoreChain = kOfPairs ? 32 : 1024;",
         PREFILL_TEST,
         GROWING,
     ),
     mutant(
         "cpu prefill: chains of values are too long",
         PRODUCTS,
-        "sizeof(T) == sizeof(float) ? 32 : kMaxBlock",
+        "sizeof(T) == sizeof(float) ? 22 : kMaxBlock",
         "kMaxBlock",
         PREFILL_TEST,
         LONG,
@@ -163,8 +303,8 @@ PREFILL_MUTANTS = (
     mutant(
         "cpu prefill: log-sum-exp in other units",
         "csrc/cpu/fast/support.cpp",
-        "(maximum_log2 + std::log2(sum)) * kLn2",
-        "(maximum_log2 + std::log2(sum)) * (1.01f * kLn2)",
+        "(reference + std::log2(sum)) * kLn2",
+        "(reference + std::log2(sum)) * (1.01f * kLn2)",
         PREFILL_TEST,
         RANDOM,
     ),
@@ -330,8 +470,8 @@ DECODE_MUTANTS = (
     mutant(
         "cpu decode: what is left of a unit is not multiplied",
         DOT,
-        "for (; d < head_dim; d += Shape::kUnit) {",
-        "for (; d + Shape::kUnit <= head_dim; d += Shape::kUnit) {",
+        "for (; d < end; d += Shape::kUnit) {",
+        "for (; d + Shape::kUnit <= end; d += Shape::kUnit) {",
         DECODE_TEST,
         TILES,
     ),
@@ -354,8 +494,8 @@ DECODE_MUTANTS = (
     mutant(
         "cpu decode: blocks overwrite each other's numerators",
         VALUES,
-        "first ? sums : load(numerators) + sums",
-        "first ? sums : load(numerators) * splat(0.0f) + sums",
+        "if (!place.is_in_first_group) sums = load(numerators) + sums;",
+        "if (!place.is_in_first_group) sums = load(numerators) * splat(0.0f) + sums;",
         DECODE_TEST,
         DECODED,
     ),
@@ -385,4 +525,4 @@ DECODE_MUTANTS = (
     ),
 )
 
-CPU_MUTANTS = PREFILL_MUTANTS + SHARE_MUTANTS + DECODE_MUTANTS
+CPU_MUTANTS = PREFILL_MUTANTS + SHARE_MUTANTS + DECODE_MUTANTS + EXTREME_MUTANTS

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/fast/decode_near.h"
-#include "cpu/fast/prefill_pack.h"
+#include "cpu/fast/prefill_tile.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
@@ -123,14 +123,49 @@ inline void pack_query(const T* q, int head_dim, int row, float* units) {
   }
 }
 
-/// sums[vector * kGroupKeys + j] = the products of all rows and the key in keys[j].
+/// Adds the sums of chain `i` of a tree to those before it. tree[n] holds 2^n chains that wait for
+/// as many others.
+template <int kRows, int kVecs, int kLevels>
+[[gnu::always_inline]] inline void add_to_tree(int i, Vec (&tree)[kLevels][kRows][kVecs],
+                                               Vec (&sums)[kRows][kVecs]) {
+  int level = 0;
+  for (; (i >> level & 1) != 0; ++level) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kVecs; ++c) sums[r][c] = tree[level][r][c] + sums[r][c];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kVecs; ++c) tree[level][r][c] = sums[r][c];
+  }
+}
+
+/// A dot product's chains of f32 additions (prefill_tile.h says why), which are added as a tree.
+struct DotChains {
+  int n_units;  ///< of a chain
+  int n_chains;
+};
+
 template <typename T, int kRows>
-inline void add_products(const float* q, const T* const* keys, int head_dim, NearRows& near,
-                         Vec* sums) {
+inline DotChains dot_chains(int head_dim) {
+  constexpr int kUnit = DotShape<T, kRows>::kUnit;
+  const int n_units = (head_dim + kUnit - 1) / kUnit;
+  int level = 0;  // no division: this is done for every block of keys
+  while (kScoreChain<kPairs<T>> << level < n_units) ++level;
+  return {(n_units + (1 << level) - 1) >> level, 1 << level};
+}
+
+/// One chain: sums over the elements begin..end of a row, whose last unit may be a part of one.
+/// Returns where the queries of the next one are.
+template <typename T, int kRows>
+[[gnu::always_inline]] inline const float* add_chain(
+    const float* q, const T* const* keys, int begin, int end, NearRows& near,
+    Vec (&own)[DotShape<T, kRows>::kVecs][DotShape<T, kRows>::kStepKeys]) {
   using Shape = DotShape<T, kRows>;
   constexpr int kKeys = Shape::kStepKeys;
-  // Sums of this step alone, so that the compiler keeps them in registers.
-  Vec own[Shape::kVecs][kKeys];
 #pragma GCC unroll 16
   for (int r = 0; r < Shape::kVecs; ++r) {
 #pragma GCC unroll 4
@@ -145,10 +180,10 @@ inline void add_products(const float* q, const T* const* keys, int head_dim, Nea
     }
     q += Shape::kUnitSlots;
   };
-  int d = 0;
+  int d = begin;
   Vec units[kKeys];
   constexpr int kTurn = 2;  // units between two looks at what comes near
-  for (; d + kTurn * Shape::kUnit <= head_dim; d += kTurn * Shape::kUnit) {
+  for (; d + kTurn * Shape::kUnit <= end; d += kTurn * Shape::kUnit) {
     near.bring_lines<Prefetch, kLinesOf<kTurn * kKeys * Shape::kUnit * sizeof(T)>>();
 #pragma GCC unroll 4
     for (int u = 0; u < kTurn; ++u) {
@@ -159,8 +194,8 @@ inline void add_products(const float* q, const T* const* keys, int head_dim, Nea
       add_unit(units);
     }
   }
-  for (; d < head_dim; d += Shape::kUnit) {
-    const int left = head_dim - d;
+  for (; d < end; d += Shape::kUnit) {
+    const int left = end - d;
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) {
       units[j] = left < Shape::kUnit ? load_unit_first<Shape::kSlots>(keys[j] + d, left)
@@ -168,20 +203,51 @@ inline void add_products(const float* q, const T* const* keys, int head_dim, Nea
     }
     add_unit(units);
   }
+  return q;
+}
+
+/// The sums of a step to those of all steps.
+template <int kVecs, int kKeys>
+[[gnu::always_inline]] inline void store_sums(const Vec (&own)[kVecs][kKeys], Vec* sums) {
 #pragma GCC unroll 16
-  for (int r = 0; r < Shape::kVecs; ++r) {
+  for (int r = 0; r < kVecs; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys + j] = own[r][j];
   }
 }
 
-/// Scores times `scale` of kRows query rows, packed by pack_query, and keys begin..end; `begin` is
-/// a multiple of DotShape::kKeys, and scores are written up to the next multiple behind `end`. Keys
-/// at or past `n_keys` repeat the last one below it. Meanwhile `near` comes near.
-template <typename T, int kRows>
-[[gnu::noinline]] inline void score_keys(const float* q, const Rows<const T>& k, int begin, int end,
-                                         int n_keys, int head_dim, Vec scale, NearRows near,
-                                         float* scores) {
+/// sums[vector * kGroupKeys + j] = the products of all rows and the key in keys[j]: one chain, or,
+/// with kInTree, several.
+template <typename T, int kRows, bool kInTree>
+inline void add_products(const float* q, const T* const* keys, int head_dim,
+                         const DotChains& chains, NearRows& near, Vec* sums) {
+  using Shape = DotShape<T, kRows>;
+  // Sums of this step alone, so that the compiler keeps them in registers.
+  Vec own[Shape::kVecs][Shape::kStepKeys];
+  if constexpr (kInTree) {
+    Vec tree[5][Shape::kVecs][Shape::kStepKeys];  // 16 chains of 22 units: more than any row has
+    const int chain_len = chains.n_units * Shape::kUnit;
+    for (int i = 0; i < chains.n_chains; ++i) {
+      q = add_chain<T, kRows>(q, keys, i * chain_len, smaller((i + 1) * chain_len, head_dim), near,
+                              own);
+      add_to_tree(i, tree, own);
+    }
+  } else {
+    add_chain<T, kRows>(q, keys, 0, head_dim, near, own);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Shape::kVecs; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Shape::kStepKeys; ++j) sums[r * kGroupKeys + j] = own[r][j];
+  }
+}
+
+/// As score_keys, for products in one chain, or with kInTree in several.
+template <typename T, int kRows, bool kInTree>
+[[gnu::noinline]] inline void score_keys_in_chains(const float* q, const Rows<const T>& k,
+                                                   int begin, int end, int n_keys, int head_dim,
+                                                   const DotChains& chains, Vec scale,
+                                                   NearRows near, float* scores) {
   using Shape = DotShape<T, kRows>;
   float* to = scores + begin / kGroupKeys * Shape::kGroupSlots;
   for (int key = begin; key < end; key += Shape::kKeys) {
@@ -195,8 +261,8 @@ template <typename T, int kRows>
         for (int j = 0; j < Shape::kStepKeys; ++j) {
           keys[j] = k[smaller(key + group * kGroupKeys + step + j, n_keys - 1)];
         }
-        add_products<T, kRows>(q, keys, head_dim, near,
-                               sums + group * Shape::kVecs * kGroupKeys + step);
+        add_products<T, kRows, kInTree>(q, keys, head_dim, chains, near,
+                                        sums + group * Shape::kVecs * kGroupKeys + step);
       }
     }
 #pragma GCC unroll 8
@@ -206,6 +272,18 @@ template <typename T, int kRows>
     to += Shape::kGroups * Shape::kGroupSlots;
   }
   near.bring_all<Prefetch>();
+}
+
+/// Scores times `scale` of kRows query rows, packed by pack_query, and keys begin..end; `begin` is
+/// a multiple of DotShape::kKeys, and scores are written up to the next multiple behind `end`. Keys
+/// at or past `n_keys` repeat the last one below it. Meanwhile `near` comes near.
+template <typename T, int kRows>
+inline void score_keys(const float* q, const Rows<const T>& k, int begin, int end, int n_keys,
+                       int head_dim, Vec scale, NearRows near, float* scores) {
+  const DotChains chains = dot_chains<T, kRows>(head_dim);
+  const auto run = chains.n_chains == 1 ? score_keys_in_chains<T, kRows, false>
+                                        : score_keys_in_chains<T, kRows, true>;
+  run(q, k, begin, end, n_keys, head_dim, chains, scale, near, scores);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/fast/decode_values.h"
+#include "cpu/fast/finish_row.h"
 #include "cpu/fast/span_memory.h"
 #include "cpu/fast/support.h"
 
@@ -83,11 +84,12 @@ class DecodeItem {
         part_slots_(static_cast<int>(args_.span_len) * kPartRows),
         states_(launch, b, kv_h) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots(args_.value_dim);
-    const sdpa_i64 slots = kDecodeBatchRows * q_step_ + kBatchParts * part_slots_ + own_states +
-                           RowTotal::slots(width());
+    const sdpa_i64 slots = kDecodeBatchRows * (q_step_ + width()) + kBatchParts * part_slots_ +
+                           own_states + RowTotal::slots(width());
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
     scores_ = q_ + kDecodeBatchRows * q_step_;
-    total_ = scores_ + kBatchParts * part_slots_;
+    groups_ = scores_ + kBatchParts * part_slots_;
+    total_ = groups_ + kDecodeBatchRows * width();
     if (args_.n_spans <= 1) states_.place(total_ + RowTotal::slots(width()));
   }
 
@@ -203,10 +205,12 @@ class DecodeItem {
       if (is_first_batch && r == 0) near = begin_block(value_walk_, i, is_far, next_walk_);
       constexpr int kRows = rows_at_once(count.value);
       for (int first = r; first < r + count.value; first += kRows) {
-        add_block<T, kRows>({scores_of(r) + (first - r) * kGroupKeys,
-                             DotShape<T, count.value>::kGroupSlots, values_, value_walk_.begin(i),
-                             value_walk_.end(i), static_cast<int>(args_.value_dim), states + first},
-                            NearRows(near.part(first, first + kRows, n_rows)));
+        add_block<T, kRows>(
+            {scores_of(r) + (first - r) * kGroupKeys, DotShape<T, count.value>::kGroupSlots,
+             values_, value_walk_.begin(i), value_walk_.end(i), static_cast<int>(args_.value_dim),
+             states + first, groups_ + first * width(), width(),
+             place_of_block(i, value_walk_.n_blocks())},
+            NearRows(near.part(first, first + kRows, n_rows)));
       }
     });
   }
@@ -221,26 +225,15 @@ class DecodeItem {
     return states_.merge(row, n_spans, RowTotal(total_, width()));
   }
 
-  /// Writes the output of a row. One without any weight is 0, its log-sum-exp -inf.
   void finish(sdpa_i64 row) const {
-    const RowState merged = merged_state(row);
-    T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
-    const bool empty = merged.sum == 0;
-    const Vec sum = splat(empty ? 1.0f : merged.sum);
-    const int value_dim = static_cast<int>(args_.value_dim);
-    for (int d = 0; d < value_dim; d += kLanes) {
-      const Vec value = empty ? splat(0.0f) : load(merged.numerators + d) / sum;
-      if (d + kLanes <= value_dim) {
-        store(out + d, value);
-      } else {
-        store_first(out + d, value, value_dim - d);
-      }
-    }
     float* lse = lse_rows(launch_, b_, head_of(row));
-    if (lse != nullptr) lse[query_of(row)] = log_sum_exp(merged.maximum, merged.sum);
+    const sdpa_i64 query = query_of(row);
+    finish_row<T>(
+        args_, merged_state(row),
+        {query_rows<T>(launch_, b_, head_of(row))[query], key_rows<T>(launch_, b_, kv_h_),
+         value_rows<T>(launch_, b_, kv_h_), visible_keys(args_, sequence_, query),
+         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query});
   }
-
-  static constexpr float kLog2E = 1.44269504088896341f;
 
   const NativeLaunch& launch_;
   const SdpaArgs& args_;
@@ -263,6 +256,7 @@ class DecodeItem {
 
   float* q_ = nullptr;       ///< tiles, q_step_ slots a row
   float* scores_ = nullptr;  ///< of each tile [group][row][key], then weights
+  float* groups_ = nullptr;  ///< numerators of a group of blocks, width slots a row
   float* total_ = nullptr;   ///< one RowTotal
 };
 

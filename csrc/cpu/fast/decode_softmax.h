@@ -39,6 +39,38 @@ inline void for_slots_of(int row, const Run& run) {
   }
 }
 
+/// The maximum over a period's slots of row `row`.
+template <int kGroupSlots, int kSlots>
+inline float row_maximum(const float* slots, int row) {
+  float most = -kInfinity;
+  for_slots_of<kGroupSlots, kSlots>(row, [&](int s) { most = larger(slots[s], most); });
+  return most;
+}
+
+/// Additions to one lane's sum of weights in a row: longer chains of equal weights could be off by
+/// more than the accuracy bound leaves them.
+inline constexpr int kWeightChain = 8;
+
+/// Scores in every kSlots-th vector from `scores` on, two at a time, become weights. Returns their
+/// sum.
+template <int kSlots>
+inline Vec exponentiate_lanes(float* scores, int n_slots, Vec reference) {
+  Vec total = splat(0.0f);
+  for (int begin = 0; begin < n_slots; begin += 2 * kWeightChain * kSlots) {
+    const int end = smaller(begin + 2 * kWeightChain * kSlots, n_slots);
+    Vec sum = splat(0.0f);
+    for (int i = begin; i < end; i += 2 * kSlots) {
+      const Vec first = exp2(load(scores + i) - reference);
+      const Vec second = exp2(load(scores + i + kSlots) - reference);
+      sum = sum + (first + second);
+      store(scores + i, first);
+      store(scores + i + kSlots, second);
+    }
+    total = total + sum;
+  }
+  return total;
+}
+
 /// Turns scores [group][row][key] into weights at the same place and writes maxima and sums of the
 /// rows' states. visible[r] keys of the span are seen by row r.
 template <typename T, int kRows>
@@ -55,8 +87,7 @@ inline void softmax_span(float* scores, int n_keys, const int* visible, float* c
     store(slots + s, maximum);
   }
   for (int r = 0; r < kRows; ++r) {
-    float most = -kInfinity;
-    for_slots_of<kGroupSlots, kSlots>(r, [&](int s) { most = larger(slots[s], most); });
+    const float most = row_maximum<kGroupSlots, kSlots>(slots, r);
     states[r][kStateMaximum] = most;
     // Never subtract -inf: a row that sees nothing has weights of 0.
     const float reference = most == -kInfinity ? 0.0f : most;
@@ -64,16 +95,7 @@ inline void softmax_span(float* scores, int n_keys, const int* visible, float* c
   }
 
   for (int s = 0; s < kSlots; s += kLanes) {
-    const Vec reference = load(slots + s);
-    Vec sum = splat(0.0f);
-    for (int i = s; i < n_slots; i += 2 * kSlots) {
-      const Vec first = exp2(load(scores + i) - reference);
-      const Vec second = exp2(load(scores + i + kSlots) - reference);
-      sum = sum + (first + second);
-      store(scores + i, first);
-      store(scores + i + kSlots, second);
-    }
-    store(slots + s, sum);
+    store(slots + s, exponentiate_lanes<kSlots>(scores + s, n_slots, load(slots + s)));
   }
   for (int r = 0; r < kRows; ++r) {
     float sum = 0;

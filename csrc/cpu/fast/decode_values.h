@@ -12,22 +12,42 @@ inline bool values_far_ahead(int n_rows) {
 }
 
 /// Keys whose weighted values are added in registers, from zero, before they go to memory: it ends
-/// a chain of f32 additions, of which 16-bit results allow longer ones, and their rows of V stay in
-/// the L1 cache for the next columns. A multiple of kGroupKeys. n_rows are those of the first tile.
-/// The same for every processor of an instruction set, since it decides bits.
+/// a chain of f32 additions (prefill_tile.h says why), of which 16-bit results allow longer ones,
+/// and their rows of V stay in the L1 cache for the next columns. A multiple of kGroupKeys. n_rows
+/// are those of the first tile. The same for every processor of an instruction set, since it
+/// decides bits.
 template <typename T>
 inline int value_block_len(int value_dim, int n_rows) {
   const int row_bytes = value_dim * static_cast<int>(sizeof(T));
   const int line_slots = kLineBytes / static_cast<int>(sizeof(T));
   const int most_bytes = line_slots * n_rows > kMostSlotsToLoad ? kAheadBytes : kLoadBytes;
-  int keys = sizeof(T) < sizeof(float) ? 64 : 32;
-  while (keys > kGroupKeys && keys * row_bytes > most_bytes) keys /= 2;
-  return keys;
+  constexpr int kMostKeys = sizeof(T) < sizeof(float) ? 64 : 24;
+  const int keys = most_bytes / row_bytes / kGroupKeys * kGroupKeys;
+  return larger(smaller(keys, kMostKeys), kGroupKeys);
 }
 
-/// Adds sums to numerators, or puts them there.
-inline void add_to(float* numerators, Vec sums, bool first) {
-  store(numerators, first ? sums : load(numerators) + sums);
+/// Blocks whose sums are added one after the other, then to those of earlier such groups.
+inline constexpr int kGroupBlocks = 8;
+
+/// Where the sums of a block go.
+struct BlockPlace {
+  bool is_first_of_group;
+  bool is_last_of_group;
+  bool is_in_first_group;
+};
+
+inline BlockPlace place_of_block(int block, int n_blocks) {
+  const int in_group = block % kGroupBlocks;
+  return {in_group == 0, in_group == kGroupBlocks - 1 || block == n_blocks - 1,
+          block < kGroupBlocks};
+}
+
+/// Adds the sums of a block to its group's, and a whole group's to the numerators.
+inline void add_to(float* numerators, float* group, Vec sums, const BlockPlace& place) {
+  if (!place.is_first_of_group) sums = load(group) + sums;
+  if (!place.is_last_of_group) return store(group, sums);
+  if (!place.is_in_first_group) sums = load(numerators) + sums;
+  store(numerators, sums);
 }
 
 /// One block of keys, from `begin` on, a multiple of kGroupKeys.
@@ -40,6 +60,9 @@ struct ValueBlock {
   int end;
   int value_dim;
   float* const* states;  ///< of the tile's rows
+  float* groups;         ///< sums of a group of blocks, group_step slots a row
+  int group_step;
+  BlockPlace place;
 };
 
 /// Weights of kRows rows and the keys of a group. Where registers allow, four are read at once and
@@ -124,9 +147,10 @@ template <typename T, int kRows, int kVecs>
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     float* numerators = block.states[r] + kStateNumerators + column;
+    float* group = block.groups + r * block.group_step + column;
 #pragma GCC unroll 16
     for (int c = 0; c < kVecs; ++c) {
-      add_to(numerators + c * kLanes, sums[r][c], block.begin == 0);
+      add_to(numerators + c * kLanes, group + c * kLanes, sums[r][c], block.place);
     }
   }
   to_near = near;

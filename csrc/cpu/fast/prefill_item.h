@@ -1,6 +1,7 @@
 // One work item of sdpa_prefill: its memory and its way through the keys.
 #pragma once
 
+#include "cpu/fast/finish_row.h"
 #include "cpu/fast/prefill_amx.h"
 #include "cpu/fast/prefill_softmax.h"
 #include "cpu/fast/sdpa_prefill.h"
@@ -186,7 +187,6 @@ class PrefillItem {
   }
 
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {
-    constexpr float kLog2E = 1.44269504088896341f;
     const int first = tile_begin(tile);
     const int n = tile_begin(tile + 1) - first;
     int seen[kRows];
@@ -258,17 +258,14 @@ class PrefillItem {
     });
   }
 
-  /// A row without any weight (no visible key) is 0, its log-sum-exp -inf.
   void write_row(int row, const RowState& state) {
-    const int value_dim = static_cast<int>(args_.value_dim);
-    T* out = output_rows<T>(launch_, b_, head_of(row))[query_of(row)];
-    const Vec inverse = splat(state.sum == 0 ? 0.0f : 1.0f / state.sum);
-    int d = 0;
-    for (; d + kLanes <= value_dim; d += kLanes)
-      store(out + d, load(state.numerators + d) * inverse);
-    if (d < value_dim) store_first(out + d, load(state.numerators + d) * inverse, value_dim - d);
     float* lse = lse_rows(launch_, b_, head_of(row));
-    if (lse != nullptr) lse[query_of(row)] = log_sum_exp(state.maximum, state.sum);
+    const sdpa_i64 query = query_of(row);
+    finish_row<T>(
+        args_, state,
+        {query_rows<T>(launch_, b_, head_of(row))[query], key_rows<T>(launch_, b_, kv_h_),
+         value_rows<T>(launch_, b_, kv_h_), visible(row),
+         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query});
   }
 
   const NativeLaunch& launch_;

@@ -31,21 +31,30 @@ inline float mask_and_maximum(float* scores, int visible, int computed) {
   return reduce_max(maximum);
 }
 
+/// Keys whose weights are added in chains, one in each lane of a panel: longer chains of equal
+/// weights could be off by more than the accuracy bound leaves them.
+inline constexpr int kWeightChain = 8 * kPanel;
+
 /// Scores of `n_keys` keys, a whole number of panels, become weights 2^(score - reference), which
 /// are added to `sum`.
 inline void exponentiate(float* scores, float reference, int n_keys, float& sum) {
   const Vec offset = splat(reference);
-  Vec sums[2] = {splat(0.0f), splat(0.0f)};
-  for (int j = 0; j < n_keys; j += kPanel) {
+  Vec total = splat(0.0f);
+  for (int begin = 0; begin < n_keys; begin += kWeightChain) {
+    const int end = smaller(begin + kWeightChain, n_keys);
+    Vec sums[2] = {splat(0.0f), splat(0.0f)};
+    for (int j = begin; j < end; j += kPanel) {
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      float* slots = scores + j + i * kLanes;
-      const Vec weights = exp2(load(slots) - offset);
-      sums[i] = sums[i] + weights;
-      store(slots, weights);
+      for (int i = 0; i < 2; ++i) {
+        float* slots = scores + j + i * kLanes;
+        const Vec weights = exp2(load(slots) - offset);
+        sums[i] = sums[i] + weights;
+        store(slots, weights);
+      }
     }
+    total = total + (sums[0] + sums[1]);
   }
-  sum += reduce_add(sums[0] + sums[1]);
+  sum += reduce_add(total);
 }
 
 /// Turns a tile's scores into weights and moves its states on. visible[r] keys of the block are

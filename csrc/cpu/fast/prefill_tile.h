@@ -31,13 +31,32 @@ constexpr int half_rows(int rows, int n_vecs) {
 }
 static_assert(2 * half_rows(kRowTile, 2) <= kMostSums);
 
-/// Steps after which a chain of f32 additions ends and its sum is added to the sum of the chains
-/// before it, so that rounding errors stay within the accuracy bound for any D and S. A chain of n
-/// equal additions is off by up to n / 3 units of its last place; 16-bit outputs leave room for
-/// weighted values, but not for scores, which the log-sum-exp shows.
-inline constexpr int kScoreChain = 32;
+/// How a sum is cut so that rounding errors stay within the accuracy bound for any D and S: into
+/// chains of f32 additions that start from zero, a few of which are added one after the other to
+/// the sum of a group, and groups, of which the same is true.
+struct Chains {
+  int chain_len;
+  int group_len;
+};
+
+inline constexpr int kMostInGroup = 6;
+
+/// Chains of `depth` steps, as even as can be, each at most `most_steps` long.
+inline Chains even_chains(int depth, int most_steps) {
+  const int n_groups = (depth - 1) / (kMostInGroup * most_steps) + 1;
+  const int group_len = (depth + n_groups - 1) / n_groups;
+  const int n_chains = (group_len + most_steps - 1) / most_steps;
+  return {(group_len + n_chains - 1) / n_chains, group_len};
+}
+
+/// Steps of a chain at most. A chain of n equal additions is off by up to n / 3 units of its last
+/// place; every end of one costs an addition. bf16 products have 16 bits, so that 256 equal ones
+/// are added exactly. 16-bit outputs leave room for weighted values, but not for scores, which the
+/// log-sum-exp shows.
+template <bool kOfPairs>
+inline constexpr int kScoreChain = kOfPairs ? 32 : 22;
 template <typename T>
-inline constexpr int kValueChain = sizeof(T) == sizeof(float) ? 32 : kMaxBlock;
+inline constexpr int kValueChain = sizeof(T) == sizeof(float) ? 22 : kMaxBlock;
 
 /// Products between two looks at the prefetching of what comes next.
 inline constexpr int kStretch = 32;
@@ -105,22 +124,25 @@ template <bool kOfPairs, int kRows, int kVecs, int kRowStep, int kDepthStep>
   }
 }
 
-/// Scores of kRows rows and one panel of keys (its first kVecs vectors), times `scale`.
+/// Products of kRows rows and one panel of keys (its first kVecs vectors), added to those at
+/// `scores` unless they are the first ones, then times `scale`.
 template <bool kOfPairs, int kRows, int kVecs>
-inline void score_panel(const float* q, const float* k, int depth, float scale, SpreadRows& near,
-                        float* scores) {
+inline void score_panel(const float* q, const float* k, int depth, int chain, bool is_first,
+                        float scale, SpreadRows& near, float* scores) {
   constexpr int kNow = half_rows(kRows, kVecs);
   Vec sums[kNow][kVecs];
-  multiply_in_chains<kOfPairs, kNow, kVecs, 1, kVectorStep>(q, k, depth, kScoreChain, near, sums);
+  multiply_in_chains<kOfPairs, kNow, kVecs, 1, kVectorStep>(q, k, depth, chain, near, sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kNow; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
-      store(scores + r * kScoreStep + c * kLanes, sums[r][c] * splat(scale));
+      float* slots = scores + r * kScoreStep + c * kLanes;
+      const Vec sum = is_first ? sums[r][c] : load(slots) + sums[r][c];
+      store(slots, sum * splat(scale));
     }
   }
   if constexpr (kNow < kRows) {
-    score_panel<kOfPairs, kRows - kNow, kVecs>(q + kNow, k, depth, scale, near,
+    score_panel<kOfPairs, kRows - kNow, kVecs>(q + kNow, k, depth, chain, is_first, scale, near,
                                                scores + kNow * kScoreStep);
   }
 }
@@ -129,18 +151,21 @@ inline void score_panel(const float* q, const float* k, int depth, float scale, 
 template <bool kOfPairs, int kRows>
 void score_tile(const float* q, const float* k, int depth, int n_keys, float scale,
                 SpreadRows& near, float* scores) {
+  const Chains chains = even_chains(depth, kScoreChain<kOfPairs>);
   for (int j = 0; j < n_keys; j += kPanel) {
     const float* panel = k + static_cast<sdpa_i64>(j) * depth;
-    if (n_keys - j > kLanes) {
-      score_panel<kOfPairs, kRows, 2>(q, panel, depth, scale, near, scores + j);
-    } else {
-      score_panel<kOfPairs, kRows, 1>(q, panel, depth, scale, near, scores + j);
+    const auto run =
+        n_keys - j > kLanes ? score_panel<kOfPairs, kRows, 2> : score_panel<kOfPairs, kRows, 1>;
+    for (int begin = 0; begin < depth; begin += chains.group_len) {
+      const int n = smaller(chains.group_len, depth - begin);
+      run(q + begin * kVectorStep, panel + begin * kPanel, n, chains.chain_len, begin == 0,
+          begin + n == depth ? scale : 1.0f, near, scores + j);
     }
   }
 }
 
 /// out[r][...] = out[r][...] * factors[r] + sum over k < depth of weights[r][k] * values[k][...]
-/// for one panel of columns (its first kVecs vectors).
+/// for one panel of columns (its first kVecs vectors). Without factors they are 1.
 template <bool kOfPairs, int kRows, int kVecs>
 inline void add_values_panel(const float* weights, const float* values, int depth, int chain,
                              const float* factors, SpreadRows& near, float* out, int out_step) {
@@ -150,7 +175,7 @@ inline void add_values_panel(const float* weights, const float* values, int dept
                                                            sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kNow; ++r) {
-    const Vec factor = splat(factors[r]);
+    const Vec factor = splat(factors == nullptr ? 1.0f : factors[r]);
 #pragma GCC unroll 2
     for (int c = 0; c < kVecs; ++c) {
       float* numerators = out + r * out_step + c * kLanes;
@@ -158,9 +183,9 @@ inline void add_values_panel(const float* weights, const float* values, int dept
     }
   }
   if constexpr (kNow < kRows) {
-    add_values_panel<kOfPairs, kRows - kNow, kVecs>(weights + kNow * kScoreStep, values, depth,
-                                                    chain, factors + kNow, near,
-                                                    out + kNow * out_step, out_step);
+    add_values_panel<kOfPairs, kRows - kNow, kVecs>(
+        weights + kNow * kScoreStep, values, depth, chain,
+        factors == nullptr ? nullptr : factors + kNow, near, out + kNow * out_step, out_step);
   }
 }
 
@@ -168,16 +193,17 @@ inline void add_values_panel(const float* weights, const float* values, int dept
 template <bool kOfPairs, int kRows>
 void add_values_tile(const float* weights, const float* values, int depth, int panel_depth,
                      int chain, const float* factors, SpreadRows& near, float* out, int n_vecs) {
+  // Of one length whatever the depth: where chains end for a row may not depend on the keys that
+  // other rows of its tile see.
+  const int group_len = kMostInGroup * chain;
   const int out_step = numerator_step(n_vecs);
   for (int c = 0; c < n_vecs; c += 2) {
     const float* panel = values + static_cast<sdpa_i64>(c) * kLanes * panel_depth;
-    float* columns = out + c * kLanes;
-    if (c + 1 < n_vecs) {
-      add_values_panel<kOfPairs, kRows, 2>(weights, panel, depth, chain, factors, near, columns,
-                                           out_step);
-    } else {
-      add_values_panel<kOfPairs, kRows, 1>(weights, panel, depth, chain, factors, near, columns,
-                                           out_step);
+    const auto run = c + 1 < n_vecs ? add_values_panel<kOfPairs, kRows, 2>
+                                    : add_values_panel<kOfPairs, kRows, 1>;
+    for (int begin = 0; begin < depth; begin += group_len) {
+      run(weights + begin, panel + begin * kPanel, smaller(group_len, depth - begin), chain,
+          begin == 0 ? factors : nullptr, near, out + c * kLanes, out_step);
     }
   }
 }

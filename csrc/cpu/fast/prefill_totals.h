@@ -6,15 +6,20 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
-/// The state of one row: maximum in log2 units, sum and numerators in units of 2^maximum.
+/// The state of one row: sum and numerators in units of 2^reference, which is -inf where no score
+/// was seen. The reference of one span is the maximum of its scores in log2 units.
 struct RowState {
-  float maximum;
+  float reference;
   float sum;
   const float* numerators;
 };
 
 /// A row's merged spans in memory: sums that carry their rounding errors along (W. Kahan, "Further
-/// remarks on reducing truncation errors", 1965), so that any number of spans may be added.
+/// remarks on reducing truncation errors", 1965), so that any number of spans may be added. Their
+/// reference is a whole number: going to another one multiplies by a power of two, which is exact
+/// however often the maximum moves. Maxima above 2^21 or below -2^21 are too coarse for that and
+/// are taken as they are; there the accuracy bound, which grows with them, leaves room for
+/// roundings.
 class RowTotal {
  public:
   /// Slots of memory that a row with `width` numerators, a multiple of kLanes, takes.
@@ -24,16 +29,16 @@ class RowTotal {
 
   void reset() {
     for (int i = 0; i < slots(width_); i += kLanes) store(memory_ + i, splat(0.0f));
-    maximum() = -kInfinity;
+    reference() = -kInfinity;
   }
 
   /// Adds the state of the next span.
   void merge(const RowState& added) {
-    const float merged = added.maximum > maximum() ? added.maximum : maximum();
-    const float reference = merged == -kInfinity ? 0.0f : merged;
-    const Vec keep = exp2(splat(maximum() - reference));
-    const Vec factor = exp2(splat(added.maximum - reference));
-    maximum() = merged;
+    const float merged = larger(reference(), whole(added.reference));
+    const float subtrahend = merged == -kInfinity ? 0.0f : merged;
+    const Vec keep = exp2(splat(reference() - subtrahend));
+    const Vec factor = exp2(splat(added.reference - subtrahend));
+    reference() = merged;
     float sum[kLanes] = {added.sum};
     add(0, load(sum), keep, factor);
     for (int d = 0; d < width_; d += kLanes) {
@@ -46,8 +51,15 @@ class RowTotal {
   }
 
  private:
-  // The sum in a vector of its own, the numerators, as many compensations, the maximum.
-  float& maximum() { return memory_[2 * (width_ + kLanes)]; }
+  static float whole(float reference) {
+    constexpr float kMost = 0x1p21f;
+    constexpr float kToWhole = 0x1.8p23f;  // adding it rounds to a whole number
+    const bool is_fine = reference >= -kMost && reference <= kMost;
+    return is_fine ? reference + kToWhole - kToWhole : reference;
+  }
+
+  // The sum in a vector of its own, the numerators, as many compensations, the reference.
+  float& reference() { return memory_[2 * (width_ + kLanes)]; }
 
   void add(int slot, Vec value, Vec keep, Vec factor) {
     float* sum = memory_ + slot;

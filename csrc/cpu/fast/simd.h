@@ -61,6 +61,7 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
 inline constexpr float kInfinity = __builtin_inff();
+inline constexpr float kLog2E = 1.44269504088896341f;
 
 /// 2^x for x <= 127 within 3 units in the last place, exact for x = 0; 0 for x < -126.5.
 inline Vec exp2(Vec x) {

@@ -30,7 +30,7 @@ class SpanMemory {
 
   void keep(sdpa_i64 span, sdpa_i64 row, const RowState& state, int width) const {
     float* slots = slots_of(span, row);
-    slots[kStateMaximum] = state.maximum;
+    slots[kStateMaximum] = state.reference;
     slots[kStateSum] = state.sum;
     for (int d = 0; d < width; d += kLanes) {
       store(slots + kStateNumerators + d, load(state.numerators + d));

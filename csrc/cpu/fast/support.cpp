@@ -48,9 +48,9 @@ void* thread_scratch(std::size_t bytes) {
   return scratch.at_least(bytes);
 }
 
-float log_sum_exp(float maximum_log2, float sum) noexcept {
+float log_sum_exp(float reference, float sum) noexcept {
   if (sum == 0) return -std::numeric_limits<float>::infinity();
-  return (maximum_log2 + std::log2(sum)) * kLn2;
+  return (reference + std::log2(sum)) * kLn2;
 }
 
 }  // namespace metal_sdpa::cpu

@@ -19,7 +19,7 @@ constexpr int kMostSlotsToLoad = 64;
 /// f16 with loads, 0.40 and 0.22 with prefetches. Tests set it.
 extern int most_slots_to_load;
 
-/// Natural log-sum-exp of a state whose maximum is in log2 units; -inf for a sum of 0.
-float log_sum_exp(float maximum_log2, float sum) noexcept;
+/// Natural log-sum-exp of a sum in units of 2^reference; -inf for a sum of 0.
+float log_sum_exp(float reference, float sum) noexcept;
 
 }  // namespace metal_sdpa::cpu

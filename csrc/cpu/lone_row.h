@@ -1,0 +1,48 @@
+// One query row attended by itself, in float64: the rare row whose result a tile cannot give.
+//   * A value that is not finite and that the row does not see makes 0 * inf = NaN of a tile's sum.
+//   * Scores may be out of the range of f32, or of what a kernel scales them to.
+//   * Sums of values near the largest float overflow where their mean is finite.
+#pragma once
+
+#include <cstdint>
+
+namespace metal_sdpa::cpu {
+
+enum class ElementKind { f32, f16, bf16 };
+
+/// Row i of K or V starts i * stride elements behind the first one.
+struct LoneRow {
+  ElementKind kind;
+  const void* q;
+  const void* k;
+  const void* v;
+  std::int64_t k_stride;
+  std::int64_t v_stride;
+  std::int64_t n_keys;  ///< visible ones: the first n_keys
+  std::int64_t head_dim;
+  std::int64_t value_dim;
+  float scale;
+};
+
+/// Writes value_dim elements to `out` and returns the log-sum-exp. Keys whose score is -inf count
+/// as hidden; a row that sees no other is 0, its log-sum-exp -inf.
+float attend_lone_row(const LoneRow& row, float* out);
+
+/// What a kernel has of a row before it divides by the sum of weights.
+struct RowSummary {
+  float largest_score;  ///< in whatever unit; -inf: none
+  float sum;
+  bool has_finite_numerators;
+  bool sees_keys;
+};
+
+/// Whether the row has to be attended by itself. One whose sum is NaN need not: a query or a key it
+/// sees is NaN, and so is the row.
+inline bool needs_lone_row(const RowSummary& row) {
+  constexpr float kInfinity = __builtin_inff();
+  if (row.largest_score == kInfinity) return true;
+  if (row.sum == 0) return row.sees_keys;
+  return row.sum < kInfinity && !row.has_finite_numerators;
+}
+
+}  // namespace metal_sdpa::cpu
