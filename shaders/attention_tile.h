@@ -29,13 +29,8 @@
 
 constant bool padded_constant [[function_constant(SDPA_CONSTANT_PADDED)]];
 constant bool padded = is_function_constant_defined(padded_constant) ? padded_constant : false;
-constant bool partial_constant [[function_constant(SDPA_CONSTANT_PARTIAL)]];
-constant bool write_partial =
-    is_function_constant_defined(partial_constant) ? partial_constant : false;
 constant bool shared_constant [[function_constant(SDPA_CONSTANT_SHARED)]];
 constant bool share_rows = is_function_constant_defined(shared_constant) ? shared_constant : false;
-constant bool write_output = !write_partial;
-constant bool write_output_lse = write_lse && write_output;
 
 namespace metal_sdpa {
 
