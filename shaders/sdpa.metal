@@ -210,7 +210,7 @@ template <typename T>
     device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
     device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
     device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
-    uint3 group [[threadgroup_position_in_grid]],
+    uint3 grid_position [[threadgroup_position_in_grid]],
     uint3 thread_in_group [[thread_position_in_threadgroup]]) {
   using namespace metal_sdpa;
   SdpaArgs args;
@@ -219,8 +219,8 @@ template <typename T>
   } else {
     args = args_from_params(params);
   }
-  SdpaWorkItem item = grid_item(args, group.x);
-  if (work_list) item = work[group.x];
+  uint3 group = grid_position;
+  const SdpaWorkItem item = work_item(args, work, group);
   const uint row_blocks = (args.row_end - args.row_begin + SDPA_TILE_Q - 1) / SDPA_TILE_Q;
   const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);

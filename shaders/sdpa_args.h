@@ -10,17 +10,15 @@
 #define SDPA_BUFFER_K 1
 #define SDPA_BUFFER_V 2
 #define SDPA_BUFFER_OUT 3
-#define SDPA_BUFFER_PARAMS 4     // SdpaParamsBlock; only where SDPA_CONSTANT_GENERAL is false
-#define SDPA_BUFFER_ARGS 5       // SdpaArgs
-#define SDPA_BUFFER_LSE 6        // f32 [B, Hq, L]; only with SDPA_CONSTANT_LSE
-#define SDPA_BUFFER_SEQUENCES 7  // SdpaSequence [B]; only with SDPA_CONSTANT_SEQUENCES
-#define SDPA_BUFFER_PARTIAL_O 8  // f32 [B, Hq, L, n_spans, Dv]: numerators of each span's state
-#define SDPA_BUFFER_PARTIAL_MS \
-  9                              // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
-                                 // (of a dispatch's own sequences, heads and rows on Metal)
-#define SDPA_BUFFER_PACKED_K 10  // a device's own packing of K
-#define SDPA_BUFFER_PACKED_V 11  // a device's own packing of V
-#define SDPA_BUFFER_WORK 12      // SdpaWorkItem [grid.x]; only with SDPA_CONSTANT_WORK
+#define SDPA_BUFFER_PARAMS 4      // SdpaParamsBlock; only where SDPA_CONSTANT_GENERAL is false
+#define SDPA_BUFFER_ARGS 5        // SdpaArgs
+#define SDPA_BUFFER_LSE 6         // f32 [B, Hq, L]; only with SDPA_CONSTANT_LSE
+#define SDPA_BUFFER_SEQUENCES 7   // SdpaSequence [B]; only with SDPA_CONSTANT_SEQUENCES
+#define SDPA_BUFFER_PARTIAL_O 8   // f32 [B, Hq, L, n_spans, Dv]: numerators of each span's state
+#define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
+#define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
+#define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
+#define SDPA_BUFFER_WORK 12       // SdpaWorkItem [grid.y]; only with SDPA_CONSTANT_WORK
 
 // Function constants, all bool, false where not set.
 #define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock
@@ -62,7 +60,8 @@ struct SdpaWorkItem {
 /// Element [b][h][i][d] of x stands at x_offset + b * batch + h * head + i * row + d elements
 /// from the start of its buffer binding. Query i stands at position q_start + i. A dispatch works
 /// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse and
-/// sequences are indexed by the whole problem's b, h and i.
+/// sequences are indexed by the whole problem's b, h and i. On Metal partials are those of the
+/// dispatch: [its sequences][its heads][its rows][spans of the sequence].
 struct SdpaArgs {
   SdpaStrides q_stride;
   SdpaStrides k_stride;

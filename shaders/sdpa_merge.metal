@@ -136,21 +136,24 @@ inline float add_runs(threadgroup const float* first, int n_spans, int run_spans
 /// Threadgroups (B, Hq, rows * ceil(Dv / SDPA_MERGE_COLUMNS)) of sdpa_merge_simdgroups(n_spans)
 /// simdgroups; threadgroup memory 0 of SDPA_MERGE_BYTES.
 template <typename T>
-[[kernel]] void sdpa_merge_spans(
-    device T* out [[buffer(SDPA_BUFFER_OUT)]],
-    constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
-    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
-    device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
-    device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
-    device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
-    threadgroup float* runs [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
-    uint3 threads [[threads_per_threadgroup]], uint thread_index [[thread_index_in_threadgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simd_lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void sdpa_merge_spans(device T* out [[buffer(SDPA_BUFFER_OUT)]],
+                                 constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
+                                 device float* lse
+                                 [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
+                                 device const SdpaWorkItem* work
+                                 [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
+                                 device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
+                                 device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
+                                 threadgroup float* runs [[threadgroup(0)]],
+                                 uint3 grid_position [[threadgroup_position_in_grid]],
+                                 uint3 threads [[threads_per_threadgroup]],
+                                 uint thread_index [[thread_index_in_threadgroup]],
+                                 uint simdgroup [[simdgroup_index_in_threadgroup]],
+                                 uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
-  SdpaWorkItem item = grid_item(args, group.x);
-  if (work_list) item = work[group.x];
+  uint3 group = grid_position;
+  const SdpaWorkItem item = work_item(args, work, group);
   const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);
   const int value_dim = int(args.value_dim);

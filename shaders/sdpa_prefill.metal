@@ -17,13 +17,14 @@ template <typename T, int kDim>
     device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
     device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
     device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
-    threadgroup float2* exchange [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
+    threadgroup float2* exchange [[threadgroup(0)]],
+    uint3 grid_position [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
-  SdpaWorkItem item = grid_item(args, group.x);
-  if (work_list) item = work[group.x];
+  uint3 group = grid_position;
+  const SdpaWorkItem item = work_item(args, work, group);
 
   AttentionBuffers<T> buffers;
   buffers.q = q;

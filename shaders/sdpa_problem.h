@@ -37,17 +37,25 @@ inline long visible_keys(thread const SdpaArgs& args, SdpaSequence sequence, lon
   return metal::min(metal::max(below, 0l), long(sequence.kv_len));
 }
 
-/// What a threadgroup at grid.x = x works on where all sequences are alike; its span is the first
-/// of the dispatch, and z counts on from there.
-inline SdpaWorkItem grid_item(thread const SdpaArgs& args, uint x) {
+/// What the threadgroup works on. Where all sequences are alike, group.x is the sequence, group.y
+/// the head, and group.z counts spans on from the item's. In a list group.x is the head, so that an
+/// item comes before the next one for every head; group is brought into the first form.
+inline SdpaWorkItem work_item(thread const SdpaArgs& args, device const SdpaWorkItem* work,
+                              thread uint3& group) {
+  if (work_list) {
+    const uint head = group.x;
+    group.x = group.y;
+    group.y = head;
+    return work[group.x];
+  }
   SdpaWorkItem item;
   item.sequence.q_start = args.q_start;
   item.sequence.kv_len = args.kv_len;
-  item.batch_index = args.batch_begin + x;
+  item.batch_index = args.batch_begin + group.x;
   item.span = args.span_begin;
   item.span_len = args.span_len;
   item.n_spans = args.n_spans;
-  item.first_span = x * args.n_spans;
+  item.first_span = group.x * args.n_spans;
   return item;
 }
 

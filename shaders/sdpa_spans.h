@@ -49,16 +49,19 @@ inline sdpa_i64 sdpa_span_count(sdpa_i64 n_keys, sdpa_i64 span_keys) {
   return last / span_keys;
 }
 
-/// Keys that a 16-bit kernel may add into a numerator one after the other: each addition may cost
-/// half a unit in the last place of f32, and a quarter of a unit of the output's type is left for
-/// all of them, 2^-13 in f16 and 2^-10 in bf16.
-inline sdpa_i64 sdpa_chain_keys(bool f16) { return f16 ? 2048 : 16384; }
+/// Keys of a span at most, so that the sums of a 16-bit numerator are short enough: each addition
+/// may cost half a unit in the last place of f32, and a quarter of a unit of the output's type is
+/// left for all of them, which is 2048 additions in f16 and 16384 in bf16. sdpa_prefill makes one
+/// for each tile of 16 keys or more, and 16 within it: 1040. sdpa_decode makes one a key. f32 adds
+/// with compensation and would need no limit.
+inline sdpa_i64 sdpa_longest_span(bool prefill, bool f16) { return !prefill && f16 ? 2048 : 16384; }
 
 /// Keys of a span of a short cache for seq_len queries that are not sdpa_decode's, as measured: 128
-/// for up to 64, and twice as many for twice as many, since their rows keep the GPU busy too.
+/// for 64, and twice as many for twice as many, since their rows keep the GPU busy too. It doubles
+/// half way between the powers of two: then neither they nor the next number leave too many states.
 inline sdpa_i64 sdpa_chunk_span_len(sdpa_i64 seq_len) {
   sdpa_i64 keys = 128;
-  for (sdpa_i64 rows = 64; rows < seq_len && keys < 2048; rows *= 2) keys *= 2;
+  for (sdpa_i64 rows = 96; rows < seq_len && keys < 2048; rows *= 2) keys *= 2;
   return keys;
 }
 

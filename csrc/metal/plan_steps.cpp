@@ -5,7 +5,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -38,21 +37,29 @@ SpanRange spans_of_box(const KeySpans& spans, const WorkBox& box) {
   return {static_cast<std::uint32_t>(box.key_begin / spans.keys), ceil_div(last, spans.keys)};
 }
 
-/// One box of a problem, and how a kernel goes through it.
+/// The sequences of a box that are one span, or those that are several and are merged, and how a
+/// kernel goes through them.
 class BoxPlan {
  public:
-  BoxPlan(const SdpaProblem& problem, const KernelFacts& kernel, const WorkBox& box)
+  BoxPlan(const SdpaProblem& problem, const KernelFacts& kernel, const WorkBox& box, bool is_merged)
       : problem_(problem),
         kernel_(kernel),
         box_(box),
-        spans_(spans_in(problem, kernel.spans, box)),
-        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.batch_begin))) {}
+        is_merged_(is_merged),
+        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.batch_begin))) {
+    if (problem.per_sequence()) {
+      items_ = sequence_items();
+      for (const SdpaWorkItem& item : items_) count(item.n_spans, 1);
+    } else if ((own_.count > 1) == is_merged) {
+      count(own_.count, box.sequences());
+    }
+  }
 
-  bool is_merged() const { return spans_.most > 1; }
+  bool is_empty() const { return n_spans_ == 0; }
 
-  /// Rows and spans whose states the box leaves.
+  /// Rows and spans whose states are left.
   std::uint64_t states() const {
-    return static_cast<std::uint64_t>(spans_.sum * box_.heads() * box_.rows());
+    return static_cast<std::uint64_t>(n_spans_ * box_.heads() * box_.rows());
   }
 
   PlanStep kernel_step() const {
@@ -64,7 +71,7 @@ class BoxPlan {
     const auto heads = static_cast<std::uint32_t>(box_.heads() / kernel_.group);
     if (problem_.per_sequence()) {
       const std::vector<SdpaWorkItem> items = span_items();
-      step.threadgroups = {static_cast<std::uint32_t>(items.size()), heads, blocks};
+      step.threadgroups = {heads, static_cast<std::uint32_t>(items.size()), blocks};
       bind_items(items, step);
     } else {
       step.threadgroups = {static_cast<std::uint32_t>(box_.sequences()), heads,
@@ -74,9 +81,9 @@ class BoxPlan {
     if (kernel_.threadgroup_bytes > 0) {
       step.threadgroup_memory.push_back({0, kernel_.threadgroup_bytes});
     }
-    step.flops = work_flops(problem_, box_);
+    step.flops = flops();
     bind_sdpa_inputs(problem_, step);
-    if (is_merged()) {
+    if (is_merged_) {
       step.constants.push_back({SDPA_CONSTANT_PARTIAL, true});
       bind_states(step, step.writes);
     } else {
@@ -89,22 +96,44 @@ class BoxPlan {
   PlanStep merge_step() const {
     PlanStep step;
     step.kernel = kMergeKernels.of(problem_.dtype);
-    const auto rows = static_cast<std::uint32_t>(box_.rows());
-    step.threadgroups = {static_cast<std::uint32_t>(box_.sequences()),
-                         static_cast<std::uint32_t>(box_.heads()),
-                         rows * ceil_div(problem_.value_dim, SDPA_MERGE_COLUMNS)};
-    const int simdgroups = sdpa_merge_simdgroups(static_cast<int>(spans_.most));
+    const auto heads = static_cast<std::uint32_t>(box_.heads());
+    const auto sequences = static_cast<std::uint32_t>(box_.sequences());
+    const std::uint32_t rows =
+        static_cast<std::uint32_t>(box_.rows()) * ceil_div(problem_.value_dim, SDPA_MERGE_COLUMNS);
+    if (problem_.per_sequence()) {
+      step.threadgroups = {heads, static_cast<std::uint32_t>(items_.size()), rows};
+      bind_items(items_, step);
+    } else {
+      step.threadgroups = {sequences, heads, rows};
+    }
+    const int simdgroups = sdpa_merge_simdgroups(static_cast<int>(most_spans_));
     step.threadgroup_size = {32 * static_cast<std::uint32_t>(simdgroups), 1, 1};
     step.threadgroup_memory.push_back({0, SDPA_MERGE_BYTES});
     step.flops = 2.0 * static_cast<double>(states()) * static_cast<double>(problem_.value_dim);
     bind_sdpa_outputs(problem_, step);
     bind_states(step, step.reads);
-    if (problem_.per_sequence()) bind_items(sequence_items(), step);
     bind_args(step);
     return step;
   }
 
  private:
+  void count(std::int64_t spans, std::int64_t sequences) {
+    n_spans_ += spans * sequences;
+    most_spans_ = std::max(most_spans_, spans);
+  }
+
+  double flops() const {
+    if (!problem_.per_sequence()) return work_flops(problem_, box_);
+    double flops = 0;
+    for (const SdpaWorkItem& item : items_) {
+      WorkBox one = box_;
+      one.batch_begin = item.batch_index;
+      one.batch_end = one.batch_begin + 1;
+      flops += work_flops(problem_, one);
+    }
+    return flops;
+  }
+
   void bind_args(PlanStep& step) const {
     SdpaArgs args = sdpa_args(problem_, span_len_of(own_));
     const SpanRange range = spans_of_box(own_, box_);
@@ -139,21 +168,21 @@ class BoxPlan {
 
   /// An item for each sequence, the longest first.
   std::vector<SdpaWorkItem> sequence_items() const {
-    std::vector<std::int64_t> order(static_cast<std::size_t>(box_.sequences()));
-    std::iota(order.begin(), order.end(), box_.batch_begin);
-    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
-      return problem_.sequence_kv_len(a) > problem_.sequence_kv_len(b);
-    });
     std::vector<SdpaWorkItem> items;
-    items.reserve(order.size());
-    sdpa_u32 first_span = 0;
-    for (const std::int64_t b : order) {
+    for (std::int64_t b = box_.batch_begin; b < box_.batch_end; ++b) {
       const SdpaSequence sequence{problem_.sequence_q_start(b), problem_.sequence_kv_len(b)};
       const KeySpans spans = spans_of(kernel_.spans, sequence.kv_len);
-      const auto count = static_cast<sdpa_u32>(spans.count);
-      items.push_back(
-          {sequence, static_cast<sdpa_u32>(b), 0, span_len_of(spans), count, first_span, 0});
-      first_span += count;
+      if ((spans.count > 1) != is_merged_) continue;
+      const auto n_spans = static_cast<sdpa_u32>(spans.count);
+      items.push_back({sequence, static_cast<sdpa_u32>(b), 0, span_len_of(spans), n_spans, 0, 0});
+    }
+    std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) {
+      return a.sequence.kv_len > b.sequence.kv_len;
+    });
+    sdpa_u32 first_span = 0;
+    for (SdpaWorkItem& item : items) {
+      item.first_span = first_span;
+      first_span += item.n_spans;
     }
     return items;
   }
@@ -161,8 +190,8 @@ class BoxPlan {
   /// An item for each span of each sequence that the box has, the longest sequence first.
   std::vector<SdpaWorkItem> span_items() const {
     std::vector<SdpaWorkItem> items;
-    items.reserve(static_cast<std::size_t>(spans_.sum));
-    for (SdpaWorkItem item : sequence_items()) {
+    items.reserve(static_cast<std::size_t>(n_spans_));
+    for (SdpaWorkItem item : items_) {
       const SpanRange range = spans_of_box({item.span_len, item.n_spans}, box_);
       for (item.span = range.begin; item.span < range.end; ++item.span) items.push_back(item);
     }
@@ -172,8 +201,11 @@ class BoxPlan {
   const SdpaProblem& problem_;
   const KernelFacts& kernel_;
   const WorkBox& box_;
-  const BoxSpans spans_;
-  const KeySpans own_;  ///< of the first sequence, and of all where they are alike
+  const bool is_merged_;
+  const KeySpans own_;               ///< of the first sequence, and of all where they are alike
+  std::vector<SdpaWorkItem> items_;  ///< one a sequence, where they are not alike
+  std::int64_t n_spans_ = 0;
+  std::int64_t most_spans_ = 1;
 };
 
 }  // namespace
@@ -193,12 +225,14 @@ Plan plan_steps(const SdpaProblem& problem, const MetalFacts& facts, const Kerne
   plan.span_len = spans_of(kernel.spans, longest_kv_len(problem)).keys;
   std::uint64_t states = 0;
   for (std::size_t i = 0; i < boxes.size(); ++i) {
-    const BoxPlan box(problem, kernel, boxes[i]);
-    plan.steps.push_back(box.kernel_step());
-    if (!box.is_merged()) continue;
-    states = std::max(states, box.states());
+    const BoxPlan merged(problem, kernel, boxes[i], true);
+    const BoxPlan direct(problem, kernel, boxes[i], false);
+    if (!merged.is_empty()) plan.steps.push_back(merged.kernel_step());
+    if (!direct.is_empty()) plan.steps.push_back(direct.kernel_step());
+    if (merged.is_empty()) continue;
+    states = std::max(states, merged.states());
     const bool more_keys = i + 1 < boxes.size() && same_rows(boxes[i], boxes[i + 1]);
-    if (!more_keys) plan.steps.push_back(box.merge_step());
+    if (!more_keys) plan.steps.push_back(merged.merge_step());
   }
   plan.scratch_bytes[0] = states * static_cast<std::uint64_t>(problem.value_dim) * sizeof(float);
   plan.scratch_bytes[1] = states * 2 * sizeof(float);

@@ -88,7 +88,8 @@ WorkUnit unit_of(const TileShape& shape, std::int64_t group) {
 
 SdpaSpanRule span_rule(const SdpaProblem& problem, const TileShape& shape, const WorkUnit& unit) {
   SdpaSpanRule rule{};
-  rule.limit = sdpa_chain_keys(problem.dtype == DType::f16) * shape.sharing_teams();
+  const bool f16 = problem.dtype == DType::f16;
+  rule.limit = sdpa_longest_span(shape.prefill, f16) * shape.sharing_teams();
   rule.span_len = rule.limit;
   if (!shape.prefill) {
     rule.span_len = sdpa_decode_span_len(shape.element_bytes, static_cast<int>(problem.head_dim));

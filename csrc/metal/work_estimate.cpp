@@ -102,24 +102,17 @@ KeySpans spans_of(const SdpaSpanRule& rule, std::int64_t kv_len) {
   return {keys, std::max<std::int64_t>(sdpa_span_count(kv_len, keys), 1)};
 }
 
-BoxSpans spans_in(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
-  BoxSpans spans;
+double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
+  std::int64_t n_spans = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
     const std::int64_t count = spans_of(rule, problem.sequence_kv_len(b)).count;
-    spans.sum += count;
-    spans.most = std::max(spans.most, count);
+    if (count > 1) n_spans += count;
     if (problem.per_sequence()) continue;
-    spans.sum = count * box.sequences();
+    n_spans *= box.sequences();
     break;
   }
-  return spans;
-}
-
-double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
-  const BoxSpans spans = spans_in(problem, rule, box);
-  if (spans.most == 1) return 0;
   const double row_bytes = 4.0 * static_cast<double>(problem.value_dim + 2);
-  return static_cast<double>(spans.sum * box.heads() * box.rows()) * row_bytes;
+  return static_cast<double>(n_spans * box.heads() * box.rows()) * row_bytes;
 }
 
 double work_seconds(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box,

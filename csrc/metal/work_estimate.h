@@ -43,15 +43,7 @@ struct KeySpans {
 
 KeySpans spans_of(const SdpaSpanRule& rule, std::int64_t kv_len);
 
-/// Spans of all sequences of the box, and the most that one of them has.
-struct BoxSpans {
-  std::int64_t sum = 0;
-  std::int64_t most = 1;
-};
-
-BoxSpans spans_in(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box);
-
-/// Bytes of the states that the box leaves; 0 where each of its sequences is one span.
+/// Bytes of the states that the box leaves: those of its sequences that are more than one span.
 double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box);
 
 /// What a kernel is sure to reach on the smallest GPU (7-core M1: 68 GB/s, 2.3 TFLOP/s f32), used
@@ -65,8 +57,8 @@ struct KernelRate {
   double element_seconds = 0;
 };
 
-/// One percent of the f32 peak with rows for every thread, or 5 % with all of them counted: it
-/// reached 5 % on the GPU it was measured on, where an element took a thread 45 ns.
+/// One percent of the f32 peak where every thread has a row, or 5 % with all threads counted; on
+/// the GPU it was measured on it reached the 5 %, and an element took a thread 24 ns.
 inline constexpr KernelRate kRowKernelRate{2e10, 1e11, 32, 1e-7};
 /// Without grouped queries decode does half an operation a byte of f32.
 inline constexpr KernelRate kDecodeKernelRate{2e10};

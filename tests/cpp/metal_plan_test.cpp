@@ -1,5 +1,6 @@
 // The Metal planner, which needs no device: kernels, grids, cutting.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "metal/plan.h"
@@ -316,16 +317,18 @@ TEST_CASE("metal plan: more queries have longer spans") {
     problem.kernel = "sdpa_prefill";
     return args_of(plan_metal_sdpa(problem, {}).steps[0]).span_len;
   };
-  CHECK(span_len(64, 5000, DType::f16) == 128);
-  CHECK(span_len(65, 5000, DType::f16) == 256);
-  CHECK(span_len(128, 5000, DType::f16) == 256);
-  CHECK(span_len(129, 5000, DType::f16) == 512);
-  CHECK(span_len(512, 5000, DType::f16) == 1024);
-  CHECK(span_len(1024, 5000, DType::f16) == 2048);
-  CHECK(span_len(1024, 9000, DType::f16) == 2048);  // grows no more
-  CHECK(span_len(1024, 9000, DType::bf16) == 4096);
-  CHECK(span_len(1025, 9000, DType::f16) == 2048);
-  CHECK(span_len(1025, 9000, DType::bf16) == 16384);  // one span
+  const std::array<std::int64_t, 2> expected[] = {
+      {64, 128},  {96, 128},   {97, 256},   {192, 256},  {193, 512},
+      {384, 512}, {385, 1024}, {768, 1024}, {769, 2048}, {1024, 2048}};
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const auto& [seq_len, keys] : expected) {
+      CHECK(span_len(seq_len, 5000, dtype) == keys);
+      CHECK(span_len(seq_len, 9000, dtype) == 2 * keys);
+    }
+    // Rows enough: as few spans as sums allow.
+    CHECK(span_len(1025, 9000, dtype) == 16384);
+    CHECK(span_len(1025, 1 << 20, dtype) == 16384);
+  }
 }
 
 TEST_CASE("metal plan: kernel and span do not depend on batch, capacity, strides or alignment") {
