@@ -220,7 +220,8 @@ template <typename T>
     args = args_from_params(params);
   }
   uint3 group = grid_position;
-  const SdpaWorkItem item = work_item(args, work, group);
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
   const uint row_blocks = (args.row_end - args.row_begin + SDPA_TILE_Q - 1) / SDPA_TILE_Q;
   const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);

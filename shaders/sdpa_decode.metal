@@ -24,7 +24,8 @@ template <typename T, int kDim>
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
   uint3 group = grid_position;
-  const SdpaWorkItem item = work_item(args, work, group);
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
 
   AttentionBuffers<T> buffers;
   buffers.q = q;

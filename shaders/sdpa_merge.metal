@@ -153,7 +153,8 @@ template <typename T>
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
   uint3 group = grid_position;
-  const SdpaWorkItem item = work_item(args, work, group);
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
   const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);
   const int value_dim = int(args.value_dim);

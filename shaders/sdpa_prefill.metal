@@ -1,6 +1,7 @@
 // Prefill and short chunks: up to 16 packed rows of a KV head a team. A threadgroup has
-// neighbouring rows, so its simdgroups read the same keys at about the same time. Where L <= 64
-// keys are cut into spans over threadgroups. attention.h has the kernel, README.md the grid.
+// neighbouring rows, so its simdgroups read the same keys at about the same time. Where there are
+// few rows, keys are cut into spans over threadgroups. attention.h has the kernel, README.md the
+// grid.
 #include <metal_stdlib>
 
 #include "attention.h"
@@ -24,7 +25,8 @@ template <typename T, int kDim>
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
   uint3 group = grid_position;
-  const SdpaWorkItem item = work_item(args, work, group);
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
 
   AttentionBuffers<T> buffers;
   buffers.q = q;

@@ -37,17 +37,9 @@ inline long visible_keys(thread const SdpaArgs& args, SdpaSequence sequence, lon
   return metal::min(metal::max(below, 0l), long(sequence.kv_len));
 }
 
-/// What the threadgroup works on. Where all sequences are alike, group.x is the sequence, group.y
-/// the head, and group.z counts spans on from the item's. In a list group.x is the head, so that an
-/// item comes before the next one for every head; group is brought into the first form.
-inline SdpaWorkItem work_item(thread const SdpaArgs& args, device const SdpaWorkItem* work,
-                              thread uint3& group) {
-  if (work_list) {
-    const uint head = group.x;
-    group.x = group.y;
-    group.y = head;
-    return work[group.x];
-  }
+/// What the threadgroup at `group` works on where all sequences are alike: group.x is the sequence,
+/// group.y the head, and group.z counts spans on from the item's.
+inline SdpaWorkItem grid_item(thread const SdpaArgs& args, uint3 group) {
   SdpaWorkItem item;
   item.sequence.q_start = args.q_start;
   item.sequence.kv_len = args.kv_len;
@@ -57,6 +49,15 @@ inline SdpaWorkItem work_item(thread const SdpaArgs& args, device const SdpaWork
   item.n_spans = args.n_spans;
   item.first_span = group.x * args.n_spans;
   return item;
+}
+
+/// The same from a list. There group.x is the head, so that an item comes before the next one for
+/// every head; `group` is brought into the form above.
+inline SdpaWorkItem list_item(device const SdpaWorkItem* work, thread uint3& group) {
+  const uint head = group.x;
+  group.x = group.y;
+  group.y = head;
+  return work[group.x];
 }
 
 /// Index among the dispatch's partials of the first span of row [h][i]; its others follow.
