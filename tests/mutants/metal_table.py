@@ -402,7 +402,7 @@ SHADER_MUTANTS = (
     mutant(
         "heads and items of a list mixed up",
         "shaders/sdpa_problem.h",
-        "    group.y = head;\n",
+        "  group.y = head;\n",
         "",
         ATTENTION,
         "metal attention: a sequence has the same bits alone and in a batch",
