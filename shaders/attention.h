@@ -23,7 +23,8 @@ struct AttentionBuffers {
 template <typename T, int kDim, bool kPrefill>
 void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
                 thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
-                thread const TeamRows& rows, long b, long kv_h, long span) {
+                thread const TeamRows& rows, SdpaWorkItem item, long kv_h, long span) {
+  const long b = long(item.batch_index);
   SDPA_UNROLL
   for (int r = 0; r < AttentionTile<T, kDim, kPrefill>::kRowTiles; ++r) {
     const TileRowState state = tile.row_state(r);
@@ -31,10 +32,9 @@ void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
     if (packed >= rows.end) continue;
     const long h = kv_h * rows.group + rows.head(packed);
     const long i = rows.query(packed);
-    const long index = packed_row(args, b, h, i);
     const bool first_lane = tile.at.pair == 0 && tile.slice_begin == 0;
     if (write_partial) {
-      const long state_index = index * long(args.n_spans) + span;
+      const long state_index = first_state(args, item, h, i) + span;
       tile.store_numerators(r, buffers.partial_o + state_index * tile.head_dim);
       if (first_lane) buffers.partial_ms[state_index] = float2(state.reference, state.sum);
     } else {
@@ -42,7 +42,7 @@ void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
                         buffers.out + head_start(args.out_offset, args.out_stride, b, h) +
                             i * args.out_stride.row);
       if (write_output_lse && first_lane) {
-        buffers.lse[index] = log_sum_exp(state.reference, state.sum);
+        buffers.lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
       }
     }
   }
@@ -51,8 +51,9 @@ void store_rows(thread const AttentionTile<T, kDim, kPrefill>& tile,
 /// The body of sdpa_decode and sdpa_prefill: grid and teams as shaders/README.md says.
 template <typename T, int kDim, bool kPrefill>
 void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs& args,
-               SdpaSequence sequence, threadgroup float2* exchange, uint3 group, int simdgroup,
+               SdpaWorkItem item, threadgroup float2* exchange, uint3 group, int simdgroup,
                int lane) {
+  const SdpaSequence sequence = item.sequence;
   typedef AttentionTile<T, kDim, kPrefill> Tile;
   const int slice = simdgroup % Tile::kSlices;
   const int team = simdgroup / Tile::kSlices;
@@ -66,14 +67,14 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   // A tile of decode has one block and one row team, and waits for no more division before its
   // first load.
   int row_block = 0;
-  long span = long(args.span_begin) + long(group.z);
+  long span = long(item.span) + long(group.z);
   int row_team = share_rows ? 0 : team;
   int key_team = share_rows ? team : 0;  // among those that share the rows
   if (n_rows > block_rows) {
     const int row_blocks = int(uint(n_rows + block_rows - 1) / uint(block_rows));
     // The last rows come first: under a causal mask they have the most keys.
     row_block = row_blocks - 1 - int(group.z) % row_blocks;
-    span = long(args.span_begin) + long(int(group.z) / row_blocks);
+    span = long(item.span) + long(int(group.z) / row_blocks);
   }
   if (share_rows && row_teams > 1) {
     row_team = team % row_teams;
@@ -87,7 +88,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   rows.begin = row_block * block_rows + row_team * Tile::kRows;
   rows.end = metal::min(rows.begin + int(Tile::kRows), n_rows);
 
-  const long span_keys = span_keys_of(args, sequence);
+  const long span_keys = long(item.span_len);
   const int block_last = metal::min((row_block + 1) * block_rows, n_rows) - 1;
   const long block_keys = visible_keys(args, sequence, rows.query(block_last));
   const long first_key = span * span_keys;
@@ -96,7 +97,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   long seen = 0;
   if (exists) seen = visible_keys(args, sequence, rows.query(rows.end - 1)) - first_key;
 
-  const long b = long(args.batch_begin) + long(group.x);
+  const long b = long(item.batch_index);
   long kv_h = long(group.y);
   if (kPrefill || args.head_begin > 0) kv_h += long(int(args.head_begin) / heads_per_kv);
   TeamKeys<T> keys;
@@ -148,7 +149,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   }
   // A span in which none of the team's rows has a key is not read by the merge.
   if (exists && (write_output || keys.count > 0)) {
-    store_rows(tile, buffers, args, rows, b, kv_h, span);
+    store_rows(tile, buffers, args, rows, item, kv_h, span);
   }
 }
 

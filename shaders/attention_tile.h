@@ -29,13 +29,8 @@
 
 constant bool padded_constant [[function_constant(SDPA_CONSTANT_PADDED)]];
 constant bool padded = is_function_constant_defined(padded_constant) ? padded_constant : false;
-constant bool partial_constant [[function_constant(SDPA_CONSTANT_PARTIAL)]];
-constant bool write_partial =
-    is_function_constant_defined(partial_constant) ? partial_constant : false;
 constant bool shared_constant [[function_constant(SDPA_CONSTANT_SHARED)]];
 constant bool share_rows = is_function_constant_defined(shared_constant) ? shared_constant : false;
-constant bool write_output = !write_partial;
-constant bool write_output_lse = write_lse && write_output;
 
 namespace metal_sdpa {
 
@@ -91,6 +86,7 @@ struct AttentionTile {
     kKeyTiles = kKeys / 8,
     kScores = kRowTiles * kKeyTiles,
     kCompensated = kBytes == 4,
+    kTileTotals = kCompensated || kPrefill,
     kStateFields = kFragments + 2,
     kStateFloat2s = sdpa_tile_state_bytes(kPrefill, kBytes, kDim) / 8,
     kScoreBlock = kCompensated ? 8 : 16,
@@ -329,20 +325,24 @@ struct AttentionTile {
     }
   }
 
-  /// O += P V. In f32 a tile is summed from zero and added with compensation.
+  /// O += P V. A tile is summed from zero and then added, in f32 with compensation: so sums are an
+  /// addition a tile long, which is what spans of prefill are cut by, and total's registers are
+  /// free again after each fragment. 16-bit decode, with short spans, goes on with the sum.
   void multiply_values(thread const float2 (&weights)[kRowTiles][kKeyTiles],
                        thread const KeyTile& v) {
     SDPA_UNROLL
     for (int f = 0; f < kFragments; ++f) {
       SDPA_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
-        float2 total = kCompensated ? float2(0.0f) : o[r][f];
+        float2 total = kTileTotals ? float2(0.0f) : o[r][f];
         SDPA_UNROLL
         for (int j = 0; j < kKeyTiles; ++j) {
           total = multiply_accumulate(weights[r][j], v.pairs[j][f], total);
         }
         if (kCompensated) {
           compensated_add(o[r][f], o_compensation[r][f], total);
+        } else if (kTileTotals) {
+          o[r][f] = float2(o[r][f].x + total.x, o[r][f].y + total.y);
         } else {
           o[r][f] = total;
         }

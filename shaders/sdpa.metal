@@ -2,7 +2,8 @@
 //   s_j = scale * (q . k_j)          for every visible key j
 //   out = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m)
 // Keys are taken in tiles with one softmax update a tile. Every sum over keys is short: a tile from
-// zero, then one compensated addition, so the error does not grow with the number of keys.
+// zero, then one compensated addition, so the error does not grow with the number of keys. A long
+// cache is cut into spans, of which a thread takes one and leaves its state for sdpa_merge.
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
@@ -51,8 +52,12 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
   args.causal = params.do_causal;
   args.row_begin = 0;
   args.row_end = params.seq_len;
+  args.span_len = params.kv_seq_len;
+  args.n_spans = 1;
+  args.span_begin = 0;
   args.batch_begin = 0;
   args.head_begin = 0;
+  args.head_end = params.n_heads;
   return args;
 }
 
@@ -193,17 +198,19 @@ void attend_tile(device const T* q, thread const KeyTile<T>& tile, thread const 
 
 }  // namespace metal_sdpa
 
-/// Threadgroups (B, Hq, ceil(rows / SDPA_TILE_Q)) of SDPA_TILE_Q threads, one a row.
+/// Threadgroups (B, Hq, ceil(rows / SDPA_TILE_Q) * spans) of SDPA_TILE_Q threads, one a row.
 template <typename T>
 [[kernel]] void sdpa_straight(
     device const T* q [[buffer(SDPA_BUFFER_Q)]], device const T* k [[buffer(SDPA_BUFFER_K)]],
-    device const T* v [[buffer(SDPA_BUFFER_V)]], device T* out [[buffer(SDPA_BUFFER_OUT)]],
+    device const T* v [[buffer(SDPA_BUFFER_V)]],
+    device T* out [[buffer(SDPA_BUFFER_OUT), function_constant(write_output)]],
     constant SdpaParamsBlock& params [[buffer(SDPA_BUFFER_PARAMS), function_constant(packed)]],
     constant SdpaArgs& general_args [[buffer(SDPA_BUFFER_ARGS), function_constant(general)]],
-    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
-    device const SdpaSequence* sequences
-    [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
-    uint3 group [[threadgroup_position_in_grid]],
+    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_output_lse)]],
+    device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
+    device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
+    device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
+    uint3 grid_position [[threadgroup_position_in_grid]],
     uint3 thread_in_group [[thread_position_in_threadgroup]]) {
   using namespace metal_sdpa;
   SdpaArgs args;
@@ -212,15 +219,25 @@ template <typename T>
   } else {
     args = args_from_params(params);
   }
-  const long b = long(args.batch_begin) + long(group.x);
+  uint3 group = grid_position;
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
+  const uint row_blocks = (args.row_end - args.row_begin + SDPA_TILE_Q - 1) / SDPA_TILE_Q;
+  const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);
-  const long i = long(args.row_begin) + long(group.z) * SDPA_TILE_Q + long(thread_in_group.x);
+  const long i =
+      long(args.row_begin) + long(group.z % row_blocks) * SDPA_TILE_Q + long(thread_in_group.x);
   if (i >= long(args.row_end)) return;
 
-  SdpaSequence sequence;
-  sequence.q_start = args.q_start;
-  sequence.kv_len = args.kv_len;
-  if (per_sequence) sequence = sequences[b];
+  long first_key = 0;
+  long end_key = visible_keys(args, item.sequence, i);
+  const long span = long(item.span) + long(group.z / row_blocks);
+  if (write_partial) {
+    first_key = span * long(item.span_len);
+    // What the row does not see is no state: the merge does not read it.
+    if (first_key >= end_key) return;
+    end_key = metal::min(end_key, first_key + long(item.span_len));
+  }
 
   const long kv_h = h / long(args.n_heads / args.n_kv_heads);
   device const T* q_row =
@@ -232,20 +249,26 @@ template <typename T>
   tile.v_row = args.v_stride.row;
 
   const int value_dim = int(args.value_dim);
-  const long n_keys = visible_keys(args, sequence, i);
   RowState state;
   state.reset(value_dim);
-  for (long first = 0; first < n_keys; first += kTileKeys) {
+  for (long first = first_key; first < end_key; first += kTileKeys) {
     tile.first = first;
-    tile.count = int(metal::min(long(kTileKeys), n_keys - first));
+    tile.count = int(metal::min(long(kTileKeys), end_key - first));
     attend_tile(q_row, tile, args, state);
   }
 
+  if (write_partial) {
+    const long index = first_state(args, item, h, i) + span;
+    device float* numerators = partial_o + index * value_dim;
+    for (int d = 0; d < value_dim; ++d) numerators[d] = state.numerators[d];
+    partial_ms[index] = float2(state.reference, state.sum);
+    return;
+  }
   device T* out_row =
       out + head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
   const float inverse = inverse_of_sum(state.sum);
   for (int d = 0; d < value_dim; ++d) out_row[d] = T(state.numerators[d] * inverse);
-  if (write_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
+  if (write_output_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
 }
 
 #define SDPA_INSTANTIATE(name, type) \

@@ -18,6 +18,7 @@
 #define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
 #define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
 #define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
+#define SDPA_BUFFER_WORK 12       // SdpaWorkItem [grid.y]; only with SDPA_CONSTANT_WORK
 
 // Function constants, all bool, false where not set.
 #define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock
@@ -25,8 +26,9 @@
 #define SDPA_CONSTANT_SEQUENCES 2  // kv_len and q_start come from SdpaSequence [B]
 #define SDPA_CONSTANT_ALIGNED 3    // sdpa_decode, sdpa_prefill: rows of q, k, v start on 16 bytes
 #define SDPA_CONSTANT_PADDED 4     // sdpa_decode, sdpa_prefill: head_dim is under the kernel's own
-#define SDPA_CONSTANT_PARTIAL 5    // sdpa_decode, sdpa_prefill: write span states, not the output
+#define SDPA_CONSTANT_PARTIAL 5    // write the states of spans, not the output
 #define SDPA_CONSTANT_SHARED 6  // sdpa_decode, sdpa_prefill: not all teams have rows of their own
+#define SDPA_CONSTANT_WORK 7    // Metal: what a threadgroup works on stands in a list
 
 /// Element strides of a [B, H, rows, D] tensor; the last dimension is contiguous.
 struct SdpaStrides {
@@ -41,11 +43,25 @@ struct SdpaSequence {
   sdpa_i64 kv_len;   ///< keys in use, 0 to S
 };
 
+/// What the threadgroups of one grid.x work on, where sequences have lengths of their own. The list
+/// holds what there is to do, the longest sequence first: a grid of the longest sequence's spans
+/// for all of them would be mostly empty, and would start its last threadgroups late.
+struct SdpaWorkItem {
+  SdpaSequence sequence;
+  sdpa_u32 batch_index;  ///< which sequence of the problem it is
+  sdpa_u32 span;         ///< 0 for the merge, which takes all of them
+  sdpa_u32 span_len;     ///< keys of one span of this sequence
+  sdpa_u32 n_spans;      ///< spans of this sequence
+  sdpa_u32 first_span;   ///< spans, in this dispatch, of the sequences before it
+  sdpa_u32 unused;
+};
+
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv].
 /// Element [b][h][i][d] of x stands at x_offset + b * batch + h * head + i * row + d elements
 /// from the start of its buffer binding. Query i stands at position q_start + i. A dispatch works
-/// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse,
-/// sequences and partials are indexed by the whole problem's b, h and i.
+/// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse and
+/// sequences are indexed by the whole problem's b, h and i. On Metal partials are those of the
+/// dispatch: [its sequences][its heads][its rows][spans of the sequence].
 struct SdpaArgs {
   SdpaStrides q_stride;
   SdpaStrides k_stride;
@@ -73,15 +89,20 @@ struct SdpaArgs {
   sdpa_u32 group_split;  ///< how the device's kernel shares out rows; its plan sets it
   sdpa_u32 batch_begin;  ///< first sequence of this dispatch
   sdpa_u32 head_begin;   ///< first query head of this dispatch; a multiple of Hq / Hkv
+  sdpa_u32 head_end;     ///< one past the last query head of this dispatch
+  sdpa_u32 span_end;     ///< one past the last span of this dispatch
 };
 
 SDPA_SHARED_ASSERT(sizeof(SdpaStrides) == 24, "three 64-bit strides");
 SDPA_SHARED_ASSERT(sizeof(SdpaSequence) == 16, "two 64-bit fields");
-SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 208, "host and shader agree on 208 bytes");
+SDPA_SHARED_ASSERT(sizeof(SdpaWorkItem) == 40, "host and shader agree on 40 bytes");
+SDPA_SHARED_ASSERT(offsetof(SdpaWorkItem, batch_index) == 16, "32-bit fields come last");
+SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 216, "host and shader agree on 216 bytes");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_offset) == 96, "offsets follow the strides");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_start) == 128, "positions follow the offsets");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch) == 144, "32-bit fields come last");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, scale) == 168, "scale after the shape");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 200, "batch_begin and head_begin last");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 200, "batch_begin, then the heads");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, span_end) == 212, "span_end last");
 
 #endif  // METAL_SDPA_SDPA_ARGS_H

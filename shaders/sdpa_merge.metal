@@ -16,8 +16,7 @@ namespace metal_sdpa {
 constant constexpr int kLanes = 32;
 constant constexpr int kBatchSpans = SDPA_MERGE_BATCH;
 constant constexpr int kBatchColumns = SDPA_MERGE_COLUMNS / kLanes;
-static_assert(SDPA_MAX_SPANS <= SDPA_MERGE_RUNS * kLanes,
-              "a lane holds the factor of one span of a run");
+static_assert(kLanes % kBatchSpans == 0, "a batch has its factors from one set of lanes");
 
 /// States of one row: numerators [n_spans, Dv], from this threadgroup's first column on, maximum
 /// and sum [n_spans, 2].
@@ -94,23 +93,24 @@ inline float merge_run(thread const RowPartials& row, thread const Run& run, int
   Batch batch;
   if (run.count > 0) batch.load(run, 0, lane, n_columns, value_dim);
   const float maximum = largest_maximum(row, lane);
-  float factor = 0.0f;
+  float factor = 0.0f;  // of the lane's span among the next kLanes
   float weights = 0.0f;
-  if (lane < run.count) {
-    const float2 state = run.max_sum[lane];
-    factor = metal::exp2(state.x - subtrahend(maximum));
-    weights = state.y * factor;
-  }
-  weights = sum_of_lanes(weights);
-  if (lane == 0) sums[n_columns] = weights;
+  float weights_compensation = 0.0f;
   float sum[kBatchColumns];
   float compensation[kBatchColumns];
   SDPA_UNROLL
   for (int c = 0; c < kBatchColumns; ++c) sum[c] = compensation[c] = 0.0f;
   for (int first = 0; first < run.count; first += kBatchSpans) {
+    if (first % kLanes == 0) {
+      float2 state = float2(-INFINITY, 0.0f);
+      if (first + lane < run.count) state = run.max_sum[first + lane];
+      factor = metal::exp2(state.x - subtrahend(maximum));
+      compensated_add(weights, weights_compensation, sum_of_lanes(state.y * factor));
+    }
     if (first > 0) batch.load(run, first, lane, n_columns, value_dim);
     batch.add(first, run.count, factor, sum, compensation);
   }
+  if (lane == 0) sums[n_columns] = weights;
   SDPA_UNROLL
   for (int c = 0; c < kBatchColumns; ++c) {
     if (c * kLanes + lane < n_columns) sums[c * kLanes + lane] = sum[c];
@@ -140,19 +140,22 @@ template <typename T>
                                  constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
                                  device float* lse
                                  [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
-                                 device const SdpaSequence* sequences
-                                 [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
+                                 device const SdpaWorkItem* work
+                                 [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
                                  device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
                                  device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
                                  threadgroup float* runs [[threadgroup(0)]],
-                                 uint3 group [[threadgroup_position_in_grid]],
+                                 uint3 grid_position [[threadgroup_position_in_grid]],
                                  uint3 threads [[threads_per_threadgroup]],
                                  uint thread_index [[thread_index_in_threadgroup]],
                                  uint simdgroup [[simdgroup_index_in_threadgroup]],
                                  uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
-  const long b = long(args.batch_begin) + long(group.x);
+  uint3 group = grid_position;
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
+  const long b = long(item.batch_index);
   const long h = long(args.head_begin) + long(group.y);
   const int value_dim = int(args.value_dim);
   int row_index = int(group.z);
@@ -164,18 +167,13 @@ template <typename T>
   }
   const int n_columns = metal::min(value_dim - first_column, SDPA_MERGE_COLUMNS);
   const long i = long(args.row_begin) + long(row_index);
-  SdpaSequence sequence;
-  sequence.q_start = args.q_start;
-  sequence.kv_len = args.kv_len;
-  if (per_sequence) sequence = sequences[b];
 
   const int lane = int(simd_lane);
-  const long index = packed_row(args, b, h, i);
-  const long span_keys = span_keys_of(args, sequence);
+  const long state = first_state(args, item, h, i);
   RowPartials row;
-  row.n_spans = int(sdpa_span_count(visible_keys(args, sequence, i), span_keys));
-  row.numerators = partial_o + index * long(args.n_spans) * value_dim + first_column;
-  row.max_sum = partial_ms + index * long(args.n_spans);
+  row.n_spans = int(sdpa_span_count(visible_keys(args, item.sequence, i), long(item.span_len)));
+  row.numerators = partial_o + state * value_dim + first_column;
+  row.max_sum = partial_ms + state;
 
   const int run_spans = sdpa_merge_run_spans(row.n_spans);
   const int begin = int(simdgroup) * run_spans;
@@ -196,7 +194,7 @@ template <typename T>
     out_row[column] = T(add_runs(runs + column, row.n_spans, run_spans, stride) * inverse);
   }
   if (write_lse && thread_index == 0 && first_column == 0) {
-    lse[index] = log_sum_exp(maximum, sum);
+    lse[packed_row(args, b, h, i)] = log_sum_exp(maximum, sum);
   }
 }
 

@@ -1,6 +1,7 @@
 // Prefill and short chunks: up to 16 packed rows of a KV head a team. A threadgroup has
-// neighbouring rows, so its simdgroups read the same keys at about the same time. Where L <= 64
-// keys are cut into spans over threadgroups. attention.h has the kernel, README.md the grid.
+// neighbouring rows, so its simdgroups read the same keys at about the same time. Where there are
+// few rows, keys are cut into spans over threadgroups. attention.h has the kernel, README.md the
+// grid.
 #include <metal_stdlib>
 
 #include "attention.h"
@@ -14,19 +15,18 @@ template <typename T, int kDim>
     device T* out [[buffer(SDPA_BUFFER_OUT), function_constant(write_output)]],
     constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
     device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_output_lse)]],
-    device const SdpaSequence* sequences
-    [[buffer(SDPA_BUFFER_SEQUENCES), function_constant(per_sequence)]],
+    device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
     device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
     device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
-    threadgroup float2* exchange [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
+    threadgroup float2* exchange [[threadgroup(0)]],
+    uint3 grid_position [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
-  SdpaSequence sequence;
-  sequence.q_start = args.q_start;
-  sequence.kv_len = args.kv_len;
-  if (per_sequence) sequence = sequences[long(args.batch_begin) + long(group.x)];
+  uint3 group = grid_position;
+  SdpaWorkItem item = grid_item(args, group);
+  if (work_list) item = list_item(work, group);
 
   AttentionBuffers<T> buffers;
   buffers.q = q;
@@ -38,8 +38,7 @@ template <typename T, int kDim>
     buffers.partial_o = partial_o;
     buffers.partial_ms = partial_ms;
   }
-  attention<T, kDim, true>(buffers, args, sequence, exchange, group, int(simdgroup),
-                           int(simd_lane));
+  attention<T, kDim, true>(buffers, args, item, exchange, group, int(simdgroup), int(simd_lane));
 }
 
 #define SDPA_INSTANTIATE(name, type, dim) \

@@ -96,6 +96,8 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
   args.span_len = span_len;
   args.n_spans = static_cast<sdpa_u32>((longest_kv_len(problem) + span_len - 1) / span_len);
   args.row_end = args.seq_len;
+  args.head_end = args.n_heads;
+  args.span_end = args.n_spans;
   return args;
 }
 
@@ -120,7 +122,7 @@ void bind_sdpa_outputs(const SdpaProblem& problem, PlanStep& step) {
   step.writes.push_back({PlanOperand::lse, 0, rows * sizeof(float)});
 }
 
-void bind_sdpa_operands(const SdpaProblem& problem, PlanStep& step) {
+void bind_sdpa_inputs(const SdpaProblem& problem, PlanStep& step) {
   step.bindings.push_back({SDPA_BUFFER_Q, PlanOperand::q});
   step.bindings.push_back({SDPA_BUFFER_K, PlanOperand::k});
   step.bindings.push_back({SDPA_BUFFER_V, PlanOperand::v});
@@ -130,6 +132,10 @@ void bind_sdpa_operands(const SdpaProblem& problem, PlanStep& step) {
                                 problem.head_dim, problem.k));
   step.reads.push_back(range_of(problem, PlanOperand::v, problem.n_kv_heads, problem.kv_capacity,
                                 problem.value_dim, problem.v));
+}
+
+void bind_sdpa_operands(const SdpaProblem& problem, PlanStep& step) {
+  bind_sdpa_inputs(problem, step);
   bind_sdpa_outputs(problem, step);
 }
 

@@ -13,6 +13,9 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len);
 /// Binds `args`, and the sequences where the batch has lengths or starts of its own.
 void bind_sdpa_args(const SdpaProblem& problem, const SdpaArgs& args, PlanStep& step);
 
+/// Binds q, k and v, and declares them read.
+void bind_sdpa_inputs(const SdpaProblem& problem, PlanStep& step);
+
 /// Binds q, k, v, out and (with return_lse) lse, and declares them read and written.
 void bind_sdpa_operands(const SdpaProblem& problem, PlanStep& step);
 

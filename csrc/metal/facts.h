@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "shaders/sdpa_spans.h"
+
 namespace metal_sdpa {
 
 struct MetalFacts {
@@ -13,6 +15,8 @@ struct MetalFacts {
   /// No single dispatch is estimated above this, so that a display that shares the GPU stays alive
   /// and the watchdog of the command queue never fires; longer work is cut.
   double max_dispatch_seconds = 0.5;
+  /// No dispatch leaves more bytes of span states than this; what leaves more is cut.
+  double max_state_bytes = SDPA_MAX_STATE_BYTES;
 };
 
 /// Largest D and Dv of the Metal kernels: DeepSeek's 512 + 64 latent rows are the widest in use.

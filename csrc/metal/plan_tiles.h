@@ -1,8 +1,7 @@
-// Plans of sdpa_decode, sdpa_prefill and sdpa_merge.
+// The tile kernels, sdpa_decode and sdpa_prefill, as the planner sees them.
 #pragma once
 
-#include "metal/facts.h"
-#include "metal_sdpa/plan.h"
+#include "metal/plan_steps.h"
 #include "metal_sdpa/sdpa.h"
 
 namespace metal_sdpa {
@@ -11,7 +10,7 @@ namespace metal_sdpa {
 /// SDPA_TILE_MAX_HEAD_DIM.
 bool tiles_take(const SdpaProblem& problem);
 
-/// One step a cut, and where a row has several spans the merge of their states after it.
-Plan plan_tiles(const SdpaProblem& problem, const MetalFacts& facts, bool prefill);
+/// The tile kernel of a problem that they take.
+KernelFacts tile_kernel(const SdpaProblem& problem, bool prefill);
 
 }  // namespace metal_sdpa

@@ -1,4 +1,4 @@
-// Visible pairs in closed form.
+// Visible pairs in closed form, and halving what is too much.
 #include "metal/work_estimate.h"
 
 #include <algorithm>
@@ -13,41 +13,70 @@ std::int64_t middle_of(std::int64_t begin, std::int64_t end, std::int64_t unit) 
 }
 
 /// Cuts `first` in two and puts the upper part into `second`; false where it is one unit.
-bool halve(const WorkUnit& unit, WorkBox& first, WorkBox& second) {
-  const std::int64_t row = middle_of(first.row_begin, first.row_end, unit.rows);
+bool halve(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkUnit& unit,
+           WorkBox& first, WorkBox& second) {
   const std::int64_t sequence = middle_of(first.batch_begin, first.batch_end, 1);
   const std::int64_t head = middle_of(first.head_begin, first.head_end, unit.heads);
+  const std::int64_t row = middle_of(first.row_begin, first.row_end, unit.rows);
+  if (sequence != first.batch_end) {
+    first.batch_end = second.batch_begin = sequence;
+    return true;
+  }
+  if (head != first.head_end) {
+    first.head_end = second.head_begin = head;
+    return true;
+  }
   if (row != first.row_end) {
     first.row_end = second.row_begin = row;
-  } else if (sequence != first.batch_end) {
-    first.batch_end = second.batch_begin = sequence;
-  } else if (head != first.head_end) {
-    first.head_end = second.head_begin = head;
-  } else {
-    return false;
+    return true;
   }
+  const std::int64_t kv_len = problem.sequence_kv_len(first.batch_begin);
+  const std::int64_t last = std::min(first.key_end, kv_len);
+  const std::int64_t key = middle_of(first.key_begin, last, spans_of(rule, kv_len).keys);
+  if (key >= last) return false;
+  first.key_end = second.key_begin = key;
   return true;
 }
 
-/// (query, key) pairs that rows row_begin..row_end of sequence b see, of one head.
+/// (query, key) pairs of rows row_begin..row_end of sequence b, of one head, with the first n_keys
+/// keys.
 double row_pairs(const SdpaProblem& problem, std::int64_t b, std::int64_t row_begin,
-                 std::int64_t row_end) {
-  const std::int64_t kv_len = problem.sequence_kv_len(b);
+                 std::int64_t row_end, std::int64_t n_keys) {
+  const std::int64_t keys = std::min(problem.sequence_kv_len(b), n_keys);
   const double rows = static_cast<double>(row_end - row_begin);
-  if (!problem.causal) return rows * static_cast<double>(kv_len);
+  if (!problem.causal) return rows * static_cast<double>(keys);
   // Row i sees keys 0..q_start + i: none before row -q_start, all of them from row
-  // kv_len - 1 - q_start on, and one more a row between the two.
+  // keys - 1 - q_start on, and one more a row between the two.
   const std::int64_t q_start = problem.sequence_q_start(b);
   const std::int64_t first_seeing = std::clamp(-q_start, row_begin, row_end);
-  const std::int64_t first_full = std::clamp(kv_len - 1 - q_start, first_seeing, row_end);
+  const std::int64_t first_full = std::clamp(keys - 1 - q_start, first_seeing, row_end);
   const double ramp = static_cast<double>(first_full - first_seeing);
   const double ramp_first = static_cast<double>(q_start + first_seeing + 1);
   const double full = static_cast<double>(row_end - first_full);
   const double ramp_pairs = ramp > 0 ? ramp * (2 * ramp_first + ramp - 1) / 2 : 0;
-  return ramp_pairs + full * static_cast<double>(kv_len);
+  return ramp_pairs + full * static_cast<double>(keys);
+}
+
+/// Keys of the longest span that the box has.
+std::int64_t longest_span(const SdpaProblem& problem, const SdpaSpanRule& rule,
+                          const WorkBox& box) {
+  std::int64_t longest = 0;
+  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
+    const std::int64_t kv_len = problem.sequence_kv_len(b);
+    const std::int64_t keys = std::min(kv_len, box.key_end) - box.key_begin;
+    longest = std::max(longest, std::min(keys, spans_of(rule, kv_len).keys));
+    if (!problem.per_sequence()) break;
+  }
+  return longest;
 }
 
 }  // namespace
+
+bool same_rows(const WorkBox& a, const WorkBox& b) {
+  return a.batch_begin == b.batch_begin && a.batch_end == b.batch_end &&
+         a.head_begin == b.head_begin && a.head_end == b.head_end && a.row_begin == b.row_begin &&
+         a.row_end == b.row_end;
+}
 
 WorkBox whole_work(const SdpaProblem& problem) {
   return {0, problem.batch, 0, problem.n_heads, 0, problem.seq_len};
@@ -56,28 +85,59 @@ WorkBox whole_work(const SdpaProblem& problem) {
 double work_flops(const SdpaProblem& problem, const WorkBox& box) {
   double pairs = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    pairs += row_pairs(problem, b, box.row_begin, box.row_end);
+    pairs += row_pairs(problem, b, box.row_begin, box.row_end, box.key_end);
+    if (box.key_begin > 0) {
+      pairs -= row_pairs(problem, b, box.row_begin, box.row_end, box.key_begin);
+    }
+    if (problem.per_sequence()) continue;
+    pairs *= static_cast<double>(box.sequences());
+    break;
   }
   const double per_pair = 2.0 * static_cast<double>(problem.head_dim + problem.value_dim);
-  return pairs * per_pair * static_cast<double>(box.head_end - box.head_begin);
+  return pairs * per_pair * static_cast<double>(box.heads());
 }
 
-void put_work(const WorkBox& box, SdpaArgs& args) {
-  args.batch_begin = static_cast<sdpa_u32>(box.batch_begin);
-  args.head_begin = static_cast<sdpa_u32>(box.head_begin);
-  args.row_begin = static_cast<sdpa_u32>(box.row_begin);
-  args.row_end = static_cast<sdpa_u32>(box.row_end);
+KeySpans spans_of(const SdpaSpanRule& rule, std::int64_t kv_len) {
+  const std::int64_t keys = sdpa_span_keys(rule, kv_len);
+  return {keys, std::max<std::int64_t>(sdpa_span_count(kv_len, keys), 1)};
 }
 
-std::vector<WorkBox> cut_work(const SdpaProblem& problem, const WorkUnit& unit, double max_flops) {
+double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
+  std::int64_t n_spans = 0;
+  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
+    const std::int64_t count = spans_of(rule, problem.sequence_kv_len(b)).count;
+    if (count > 1) n_spans += count;
+    if (problem.per_sequence()) continue;
+    n_spans *= box.sequences();
+    break;
+  }
+  const double row_bytes = 4.0 * static_cast<double>(problem.value_dim + 2);
+  return static_cast<double>(n_spans * box.heads() * box.rows()) * row_bytes;
+}
+
+double work_seconds(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box,
+                    const KernelRate& rate) {
+  const double flops = work_flops(problem, box);
+  const std::int64_t blocks = (box.rows() + rate.block_rows - 1) / rate.block_rows;
+  const double padding =
+      static_cast<double>(blocks * rate.block_rows) / static_cast<double>(box.rows());
+  const double elements = static_cast<double>(problem.head_dim + problem.value_dim);
+  const double thread_seconds =
+      rate.element_seconds * elements * static_cast<double>(longest_span(problem, rule, box));
+  return std::max({flops / rate.flops_per_second, flops * padding / rate.padded_flops_per_second,
+                   thread_seconds});
+}
+
+std::vector<WorkBox> cut_work(const SdpaProblem& problem, const SdpaSpanRule& rule,
+                              const WorkUnit& unit,
+                              const std::function<bool(const WorkBox&)>& fits) {
   std::vector<WorkBox> done;
   std::vector<WorkBox> open{whole_work(problem)};
   while (!open.empty()) {
     WorkBox first = open.back();
     open.pop_back();
     WorkBox second = first;
-    const bool small = work_flops(problem, first) <= max_flops;
-    if (small || !halve(unit, first, second)) {
+    if (fits(first) || !halve(problem, rule, unit, first, second)) {
       done.push_back(first);
       continue;
     }

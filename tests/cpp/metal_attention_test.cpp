@@ -116,8 +116,7 @@ int wrong_merges(std::uint32_t n_spans, std::uint32_t width) {
   constexpr std::uint32_t kRows = 24, kSpanLen = 3;
   const std::uint32_t kv_len = n_spans * kSpanLen - 2;
   SdpaArgs args{};
-  args.n_heads = 2;  // grouped: short spans; only head 0 is merged
-  args.n_kv_heads = args.batch = 1;
+  args.n_heads = args.head_end = args.n_kv_heads = args.batch = 1;
   args.seq_len = args.row_end = kRows;
   args.value_dim = width;
   args.out_stride.row = width;
@@ -259,27 +258,56 @@ TEST_CASE("metal attention: an infinite value of the last key is no NaN") {
   }
 }
 
+TEST_CASE("metal attention: many queries over many spans, around every edge of both") {
+  const Device device("metal");
+  std::mt19937 rng(41);
+  // Spans have 128 keys up to 96 queries, 256 up to 192, then 512.
+  const std::array<std::int64_t, 2> shapes[] = {{65, 128}, {65, 129},  {70, 515},
+                                                {97, 513}, {192, 511}, {193, 513}};
+  for (const auto& [seq_len, kv_len] : shapes) {
+    for (const DType dtype : kDTypes) {
+      for (const bool causal : {false, true}) {
+        const SdpaProblem problem =
+            problem_of({1, 3, 1, seq_len, kv_len, kv_len + 3, 32, 32, causal}, dtype);
+        check_every_kernel(device, problem, random_operands(rng, device, problem));
+      }
+    }
+  }
+}
+
 TEST_CASE("metal attention: a cut plan gives the bits of the whole one") {
   const Device device("metal");
   std::mt19937 rng(11);
-  SdpaProblem problem = problem_of({3, 4, 2, 100, 120, 130, 32, 32, true}, DType::f16);
-  problem.kv_lengths = {120, 1, 64};
-  const SdpaOperands x = random_operands(rng, device, problem);
-  for (const std::string& kernel : kernels_for(device, problem)) {
-    problem.kernel = kernel;
-    sdpa(device, x, problem);
-    const auto out = bytes_of(x.out);
-    const auto lse = bytes_of(x.lse);
-    for (const double seconds : {1e-4, 2e-5, 1e-9}) {
-      MetalFacts facts;
-      facts.max_dispatch_seconds = seconds;
-      const Plan plan = plan_metal_sdpa(problem, facts);
-      INFO(kernel, ": ", plan.steps.size(), " steps");
-      fill_bytes(x.out, 0xff);
-      fill_bytes(x.lse, 0xff);
-      run_plan(device, plan, x);
-      CHECK(bytes_of(x.out) == out);
-      CHECK(bytes_of(x.lse) == lse);
+  struct Cut {
+    Case shape;
+    std::vector<std::int64_t> kv_lengths;
+  };
+  // Groups that do and do not divide a tile, one span and several, lengths of their own.
+  const Cut cuts[] = {{{3, 4, 2, 100, 120, 130, 32, 32, true}, {120, 1, 64}},
+                      {{2, 3, 1, 70, 600, 600, 32, 32, true}, {}},
+                      {{3, 3, 1, 20, 700, 700, 32, 32, false}, {5, 700, 300}}};
+  for (const Cut& cut : cuts) {
+    SdpaProblem problem = problem_of(cut.shape, DType::f16);
+    problem.kv_lengths = cut.kv_lengths;
+    const SdpaOperands x = random_operands(rng, device, problem);
+    for (const std::string& kernel : kernels_for(device, problem)) {
+      problem.kernel = kernel;
+      sdpa(device, x, problem);
+      const auto out = bytes_of(x.out);
+      const auto lse = bytes_of(x.lse);
+      const std::array<double, 2> limits[] = {{1e-4, 1e9}, {1e-9, 1e9}, {0.5, 5e4}, {1e-4, 2e4}};
+      for (const auto& [seconds, bytes] : limits) {
+        MetalFacts facts;
+        facts.max_dispatch_seconds = seconds;
+        facts.max_state_bytes = bytes;
+        const Plan plan = plan_metal_sdpa(problem, facts);
+        INFO(kernel, ": ", plan.steps.size(), " steps");
+        fill_bytes(x.out, 0xff);
+        fill_bytes(x.lse, 0xff);
+        run_plan(device, plan, x);
+        CHECK(bytes_of(x.out) == out);
+        CHECK(bytes_of(x.lse) == lse);
+      }
     }
   }
 }
@@ -289,10 +317,10 @@ TEST_CASE("metal attention: a sequence has the same bits alone and in a batch") 
   std::mt19937 rng(13);
   const DType dtype = DType::bf16;
   for (const std::int64_t seq_len : {1, 5, 70}) {
-    SdpaProblem batch = problem_of({3, 4, 2, seq_len, 200, 210, 32, 32, true}, dtype);
-    batch.kv_lengths = {3, 200, 77};
+    SdpaProblem batch = problem_of({3, 4, 2, seq_len, 900, 910, 32, 32, true}, dtype);
+    batch.kv_lengths = {3, 900, 777};
     const SdpaOperands x = random_operands(rng, device, batch);
-    SdpaProblem one = problem_of({1, 4, 2, seq_len, 77, 210, 32, 32, true}, dtype);
+    SdpaProblem one = problem_of({1, 4, 2, seq_len, 777, 910, 32, 32, true}, dtype);
     for (const std::string& kernel : kernels_for(device, batch)) {
       batch.kernel = one.kernel = kernel;
       sdpa(device, x, batch);
@@ -337,8 +365,8 @@ TEST_CASE("metal attention: the packed form takes its 32 bytes in the documented
 }
 
 TEST_CASE("metal attention: states of spans merge; spans of unseen keys are not read") {
-  // Runs of one batch and of several, and one to three blocks of columns.
-  for (const std::uint32_t n_spans : {9u, 11u, 32u, 33u, 75u, 128u}) {
+  // Runs of one batch and of several, of more spans than lanes, and one to three blocks of columns.
+  for (const std::uint32_t n_spans : {9u, 11u, 32u, 33u, 75u, 128u, 256u, 300u}) {
     for (const std::uint32_t width : {1u, 37u, 128u, 129u, 300u}) {
       CAPTURE(n_spans);
       CAPTURE(width);

@@ -1,5 +1,6 @@
 // The Metal planner, which needs no device: kernels, grids, cutting.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "metal/plan.h"
@@ -35,12 +36,16 @@ SdpaArgs args_of(const PlanStep& step) {
   return args;
 }
 
+/// Spans that no cache fills.
+constexpr SdpaSpanRule kOneSpan{1 << 30, 1 << 30, 1, true};
+
 double brute_force_pairs(const SdpaProblem& p, const WorkBox& box) {
   double pairs = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
     for (std::int64_t i = box.row_begin; i < box.row_end; ++i) {
       for (std::int64_t key = 0; key < p.sequence_kv_len(b); ++key) {
-        if (!p.causal || key <= p.sequence_q_start(b) + i) pairs += 1;
+        const bool in_box = box.key_begin <= key && key < box.key_end;
+        if (in_box && (!p.causal || key <= p.sequence_q_start(b) + i)) pairs += 1;
       }
     }
   }
@@ -90,7 +95,11 @@ TEST_CASE("metal plan: visible pairs in closed form") {
       problem.causal = causal;
       problem.q_starts = {start, start + 7};
       problem.kv_lengths = {31, 0};
-      const WorkBox boxes[] = {whole_work(problem), {0, 1, 0, 2, 5, 9}, {1, 2, 0, 1, 36, 37}};
+      const WorkBox boxes[] = {whole_work(problem),
+                               {0, 1, 0, 2, 5, 9},
+                               {1, 2, 0, 1, 36, 37},
+                               {0, 1, 0, 2, 5, 9, 4, 11},
+                               {0, 1, 0, 2, 0, 37, 30, 99}};
       for (const WorkBox& box : boxes) {
         const double heads = static_cast<double>(box.head_end - box.head_begin);
         CHECK(work_flops(problem, box) == brute_force_pairs(problem, box) * heads * 2 * 16);
@@ -107,12 +116,12 @@ TEST_CASE("metal plan: cut work covers every row of every head once, in bounded 
   for (const double pieces : {0.5, 1.0, 2.0, 7.0, 40.0, 1e9}) {
     const double limit = whole / pieces;
     std::vector<int> seen(3 * 6 * 150);
-    for (const WorkBox& box : cut_work(problem, {32, 3}, limit)) {
+    const auto fits = [&](const WorkBox& box) { return work_flops(problem, box) <= limit; };
+    for (const WorkBox& box : cut_work(problem, kOneSpan, {32, 3}, fits)) {
       CHECK(box.row_begin % 32 == 0);
       CHECK(box.head_begin % 3 == 0);
-      const bool unit = box.row_end - box.row_begin <= 32 && box.batch_end - box.batch_begin == 1 &&
-                        box.head_end - box.head_begin == 3;
-      CHECK((unit || work_flops(problem, box) <= limit));
+      const bool unit = box.rows() <= 32 && box.sequences() == 1 && box.heads() == 3;
+      CHECK((unit || fits(box)));
       for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
         for (std::int64_t h = box.head_begin; h < box.head_end; ++h) {
           for (std::int64_t i = box.row_begin; i < box.row_end; ++i) {
@@ -135,8 +144,10 @@ TEST_CASE("metal plan: no dispatch of a long problem is above the limit") {
   double largest = 0;
   bool grids_fit = true;
   for (const PlanStep& step : plan.steps) {
+    if (std::string(step.kernel) == "sdpa_merge") continue;
     const SdpaArgs args = args_of(step);
-    grids_fit = grids_fit && step.threadgroups.z == (args.row_end - args.row_begin + 31) / 32;
+    const sdpa_u32 row_blocks = (args.row_end - args.row_begin + 31) / 32;
+    grids_fit = grids_fit && step.threadgroups.z == row_blocks * (args.span_end - args.span_begin);
     largest = std::max(largest, step.flops);
     flops += step.flops;
   }
@@ -225,20 +236,21 @@ TEST_CASE("metal plan: spans have scratch of their own, are all covered, and are
       problem.kernel = seq_len < 3 ? "sdpa_decode" : "sdpa_prefill";
       const Plan plan = plan_metal_sdpa(problem, {});
       const SdpaArgs args = args_of(plan.steps[0]);
-      const sdpa_i64 keys = sdpa_span_keys(args.span_len, kv_len, true);
       CHECK(args.n_spans >= 1);
-      CHECK(static_cast<sdpa_i64>(args.n_spans) * keys >= kv_len);
-      CHECK(args.n_spans <= SDPA_MAX_SPANS);
+      CHECK(static_cast<sdpa_i64>(args.n_spans) * args.span_len >= kv_len);
+      CHECK(args.n_spans <= SDPA_USUAL_SPANS);
       const bool merged = args.n_spans > 1;
       CHECK(std::string(plan.steps[plan.steps.size() - 1].kernel) ==
             (merged ? "sdpa_merge" : plan.steps[0].kernel));
-      const std::uint64_t rows = 3ull * 8 * static_cast<std::uint64_t>(seq_len) * args.n_spans;
-      CHECK(plan.scratch_bytes[0] == (merged ? rows * 128 * 4 : 0));
-      CHECK(plan.scratch_bytes[1] == (merged ? rows * 2 * 4 : 0));
       for (const PlanStep& step : plan.steps) {
         const SdpaArgs step_args = args_of(step);
         CHECK(step_args.n_spans == args.n_spans);
         if (std::string(step.kernel) == "sdpa_merge") continue;
+        const std::uint64_t rows = step.threadgroups.x *
+                                   (step_args.head_end - step_args.head_begin) *
+                                   static_cast<std::uint64_t>(seq_len) * args.n_spans;
+        CHECK(plan.scratch_bytes[0] >= (merged ? rows * 128 * 4 : 0));
+        CHECK(plan.scratch_bytes[1] >= (merged ? rows * 2 * 4 : 0));
         const int teams = sdpa_tile_teams(problem.kernel == "sdpa_prefill", 4, 128);
         CHECK(teams % static_cast<int>(step_args.group_split) == 0);
         const std::uint32_t packed = (step_args.row_end - step_args.row_begin) * 4;
@@ -276,31 +288,47 @@ TEST_CASE("metal plan: the teams that share a row's keys follow the whole proble
 }
 
 TEST_CASE("metal plan: spans grow as the root of the cache, sooner without grouped queries") {
-  for (const sdpa_i64 kv_len : {1, 255, 4096, 8191})
-    CHECK(sdpa_span_keys(256, kv_len, true) == 256);
-  for (const sdpa_i64 kv_len : {8192, 32767}) CHECK(sdpa_span_keys(256, kv_len, true) == 512);
-  for (const sdpa_i64 kv_len : {32768, 131071}) CHECK(sdpa_span_keys(256, kv_len, true) == 1024);
-  CHECK(sdpa_span_keys(256, 2048, false) == 256);
-  CHECK(sdpa_span_keys(256, 2049, false) == 512);
-  CHECK(sdpa_span_keys(256, 16384, false) == 2048);
-  CHECK(sdpa_span_keys(256, 65536, false) == 4096);
-  for (sdpa_i64 kv_len = 1; kv_len < (sdpa_i64{1} << 40); kv_len = 3 * kv_len + 1) {
-    for (const bool grouped : {false, true}) {
-      const sdpa_i64 keys = sdpa_span_keys(128, kv_len, grouped);
-      CHECK(kv_len <= keys * SDPA_MAX_SPANS);
+  constexpr sdpa_i64 kNone = sdpa_i64{1} << 40;
+  const SdpaSpanRule grouped{256, kNone, kNone, true};
+  const SdpaSpanRule alone{256, kNone, kNone, false};
+  for (const sdpa_i64 kv_len : {1, 255, 4096, 8191}) CHECK(sdpa_span_keys(grouped, kv_len) == 256);
+  for (const sdpa_i64 kv_len : {8192, 32767}) CHECK(sdpa_span_keys(grouped, kv_len) == 512);
+  for (const sdpa_i64 kv_len : {32768, 131071}) CHECK(sdpa_span_keys(grouped, kv_len) == 1024);
+  CHECK(sdpa_span_keys(alone, 2048) == 256);
+  CHECK(sdpa_span_keys(alone, 2049) == 512);
+  CHECK(sdpa_span_keys(alone, 16384) == 2048);
+  CHECK(sdpa_span_keys(alone, 65536) == 4096);
+  for (sdpa_i64 kv_len = 1; kv_len < kNone; kv_len = 3 * kv_len + 1) {
+    for (const SdpaSpanRule& rule : {grouped, alone}) {
+      const sdpa_i64 keys = sdpa_span_keys(rule, kv_len);
+      CHECK(kv_len <= keys * SDPA_USUAL_SPANS);
+      // The limit goes before the usual number, and what memory holds before the limit.
+      CHECK(sdpa_span_keys({256, 2048, kNone, rule.grouped}, kv_len) ==
+            std::min<sdpa_i64>(keys, 2048));
+      CHECK(kv_len <= 300 * sdpa_span_keys({256, 2048, 300, rule.grouped}, kv_len));
     }
-    CHECK(sdpa_span_keys(kv_len, kv_len, false) == kv_len);  // one span stays one
-    CHECK(sdpa_span_keys(kv_len, kv_len, true) == kv_len);
   }
 }
 
-TEST_CASE("metal plan: more than 64 queries have one span") {
-  SdpaProblem problem = problem_of(1, 4, 1, 65, 5000, 64);
-  problem.kernel = "sdpa_prefill";
-  const Plan plan = plan_metal_sdpa(problem, {});
-  CHECK(args_of(plan.steps[0]).n_spans == 1);
-  CHECK(args_of(plan.steps[0]).span_len == 5000);
-  CHECK(plan.scratch_bytes[0] == 0);
+TEST_CASE("metal plan: more queries have longer spans") {
+  const auto span_len = [](std::int64_t seq_len, std::int64_t kv_len, DType dtype) {
+    SdpaProblem problem = problem_of(1, 4, 1, seq_len, kv_len, 64);
+    problem.dtype = dtype;
+    problem.kernel = "sdpa_prefill";
+    return args_of(plan_metal_sdpa(problem, {}).steps[0]).span_len;
+  };
+  const std::array<std::int64_t, 2> expected[] = {
+      {64, 128},  {96, 128},   {97, 256},   {192, 256},  {193, 512},
+      {384, 512}, {385, 1024}, {768, 1024}, {769, 2048}, {1024, 2048}};
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const auto& [seq_len, keys] : expected) {
+      CHECK(span_len(seq_len, 5000, dtype) == keys);
+      CHECK(span_len(seq_len, 9000, dtype) == 2 * keys);
+    }
+    // Rows enough: as few spans as sums allow.
+    CHECK(span_len(1025, 9000, dtype) == 16384);
+    CHECK(span_len(1025, 1 << 20, dtype) == 16384);
+  }
 }
 
 TEST_CASE("metal plan: kernel and span do not depend on batch, capacity, strides or alignment") {

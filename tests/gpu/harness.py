@@ -5,11 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
+import json
+import re
 import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cuda_driver
 import msl_to_cuda
@@ -18,21 +21,47 @@ import problem as problems
 from cuda_driver import Memory
 
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
-GENERAL, LSE, SEQUENCES, ALIGNED, PADDED, PARTIAL, SHARED = range(7)
+ROOT = SHADERS.parent
+LSE = 1  # function constant
+SDPA_ARGS_BYTES = 216
 TILE_Q = 32
 
 
+PLANNER_SOURCES = (
+    "tests/gpu/planner.cpp",
+    *(f"csrc/metal/{name}.cpp" for name in ("plan", "plan_tiles", "plan_steps", "work_estimate")),
+    *(f"csrc/core/{name}.cpp" for name in ("plan_args", "problem", "dtype")),
+)
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
+
+
+class GpuProblem(ctypes.Structure):
+    """planner.cpp has the same fields."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in (
+            "dtype", "batch", "n_heads", "n_kv_heads", "seq_len", "kv_capacity", "head_dim",
+            "value_dim", "causal", "return_lse", "kv_len", "q_start", "span_len",
+        )),
+        *((name, ctypes.c_int64 * 4) for name in ("q", "k", "v", "out")),
+        ("scale", ctypes.c_double),
+        ("kernel", ctypes.c_char_p),
+        ("kv_lengths", ctypes.POINTER(ctypes.c_int64)),
+        ("q_starts", ctypes.POINTER(ctypes.c_int64)),
+    )  # fmt: skip
+
+
 @functools.cache
-def tile_facts() -> ctypes.CDLL:
-    """sdpa_tiles.h and sdpa_spans.h, compiled for this machine."""
-    library = Path(tempfile.mkdtemp()) / "tile_facts.so"
-    source = Path(__file__).with_name("tile_facts.cpp")
-    command = ["c++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{SHADERS}", str(source), "-o"]
+def planner() -> ctypes.CDLL:
+    """The library's Metal planner, compiled for this machine."""
+    library = Path(tempfile.mkdtemp()) / "planner.so"
+    includes = [f"-I{ROOT / folder}" for folder in (".", "csrc", "csrc/include")]
+    sources = [str(ROOT / source) for source in PLANNER_SOURCES]
+    command = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", *includes, *sources, "-o"]
     subprocess.run([*command, str(library)], check=True)
-    facts = ctypes.CDLL(str(library))
-    facts.span_keys.restype = ctypes.c_longlong
-    facts.span_keys.argtypes = [ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int]
-    return facts
+    loaded = ctypes.CDLL(str(library))
+    loaded.plan_json.restype = ctypes.c_char_p
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -48,16 +77,16 @@ class KernelKey:
 @dataclass(frozen=True)
 class Step:
     key: KernelKey
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
     shared_bytes: int = 0
+    args: bytes = b""
+    work: bytes = b""
 
 
 @dataclass
 class Plan:
     steps: list[Step]
-    args: dict[str, int | float]
-    span_count: int
-    fast: bool
+    scratch: tuple[int, int]
 
 
 @dataclass
@@ -87,93 +116,49 @@ class Library:
                 self.buffers[key] = buffers
 
 
-def _is_aligned(tensor: problems.Tensor) -> bool:
-    elements = (
-        tensor.offset,
-        *(s for s, n in zip(tensor.strides, tensor.shape, strict=False) if n > 1),
-    )
-    return all(n * tensor.storage.itemsize % 16 == 0 for n in elements)
-
-
-def choose_kernel(case: problems.Case) -> str:
-    """The rule of shaders/README.md."""
-    if case.kernel != "auto":
-        return case.kernel
-    if case.D % 8 or case.value_dim != case.D:
-        return "straight"
-    return "decode" if case.L * case.group <= 8 else "prefill"
-
-
-def _plan_straight(case: problems.Case, lse: bool) -> Plan:
+def _plan_packed(case: problems.Case) -> Plan:
+    """The straightforward kernel's packed form, which no plan uses."""
     suffix = {"f32": "", "f16": "_f16", "bf16": "_bf16"}[case.dtype]
-    constants = [GENERAL] * (not case.packed_params) + [LSE] * lse + [SEQUENCES] * case.per_sequence
-    key = KernelKey("sdpa.metal", f"sdpa{suffix}", tuple(constants), TILE_Q)
-    grid = (case.B, case.Hq, -(-case.L // TILE_Q))
-    return Plan([Step(key, grid)], {"span_len": 2048, "n_spans": 1, "group_split": 1}, 1, False)
+    key = KernelKey("sdpa.metal", f"sdpa{suffix}", (LSE,), TILE_Q)
+    return Plan([Step(key, (case.B, case.Hq, -(-case.L // TILE_Q)))], (0, 0))
 
 
-def _span_len(case: problems.Case, kind: str, size: int) -> int:
-    if case.span_len:
-        return case.span_len
-    if kind == "prefill" and case.L > 64:
-        return max(1, *case.lengths())
-    facts = tile_facts()
-    return facts.span_len(int(kind == "prefill"), size, case.D)
+def _shader_of(kernel: str) -> str:
+    """The file that instantiates a kernel: its name without dtype and head dim."""
+    return re.sub(r"(_f32|_f16|_bf16)?(_d\d+)?$", "", kernel) + ".metal"
 
 
-def plan(case: problems.Case, aligned: bool, lse: bool = True) -> Plan:
-    kind = choose_kernel(case)
-    if kind == "straight":
-        return _plan_straight(case, lse)
-    facts = tile_facts()
-    prefill = int(kind == "prefill")
-    size = problems.STORAGE[case.dtype].itemsize
-    dim = facts.tile_head_dim(case.D)
-    tile_rows = facts.tile_rows(prefill, size, dim)
-    rows = case.L * case.group
-    row_teams = facts.tile_row_teams(prefill, size, dim, rows)
-    span_len = _span_len(case, kind, size)
-    keys = [facts.span_keys(span_len, n, int(case.group > 1)) for n in case.lengths()]
-    spans = max(1, *(-(-n // of) for n, of in zip(case.lengths(), keys, strict=True)))
-    partial = spans > 1
-    constants = (
-        [LSE] * (lse and not partial) + [SEQUENCES] * case.per_sequence + [ALIGNED] * aligned
-    )
-    constants += [PADDED] * (dim > case.D) + [PARTIAL] * partial
-    constants += [SHARED] * (row_teams < facts.tile_teams(prefill, size, dim))
-    threads = 32 * facts.tile_simdgroups(prefill, size, dim)
+def _step(made: dict[str, Any]) -> Step:
     key = KernelKey(
-        f"sdpa_{kind}.metal", f"sdpa_{kind}_{case.dtype}_d{dim}", tuple(constants), threads
+        _shader_of(made["kernel"]), made["kernel"], tuple(made["constants"]), made["threads"]
     )
-    row_blocks = -(-rows // (tile_rows * row_teams))
-    grid = (case.B, case.Hkv, row_blocks * spans)
-    steps = [Step(key, grid, facts.tile_memory(prefill, size, dim, row_teams))]
-    if partial:
-        suffix = {"f32": "", "f16": "_f16", "bf16": "_bf16"}[case.dtype]
-        merge = tuple([LSE] * lse + [SEQUENCES] * case.per_sequence)
-        simdgroups = facts.merge_simdgroups(spans)
-        merge_key = KernelKey("sdpa_merge.metal", f"sdpa_merge{suffix}", merge, 32 * simdgroups)
-        blocks = -(-case.value_dim // facts.merge_columns())
-        grid = (case.B, case.Hq, case.L * blocks)
-        steps.append(Step(merge_key, grid, facts.merge_bytes()))
-    args = {"span_len": span_len, "n_spans": spans, "group_split": row_teams}
-    return Plan(steps, args, spans, True)
+    args, work = bytes.fromhex(made["args"]), bytes.fromhex(made["work"])
+    return Step(key, tuple(made["grid"]), made["shared"], args, work)
 
 
-def pack_args(
-    case: problems.Case, layout: dict[str, tuple[int, tuple[int, int, int]]], plan: Plan
-) -> bytes:
-    """SdpaArgs. layout: offset and strides of q, k, v, out."""
-    names = ("q", "k", "v", "out")
-    strides = [s for name in names for s in layout[name][1]]
-    offsets = [layout[name][0] for name in names]
-    return struct.pack(
-        "<12q4q2q6If9I",
-        *strides, *offsets, case.starts()[0], case.lengths()[0],
-        case.B, case.Hq, case.Hkv, case.L, case.D, case.value_dim, case.softmax_scale,
-        int(case.causal), plan.args["span_len"], plan.args["n_spans"], 0, case.L, 0,
-        plan.args["group_split"], 0, 0,
+def plan(problem: problems.Problem, lse: bool = True) -> Plan:
+    """The library's plan on an Apple GPU."""
+    case = problem.case
+    if case.packed_params:
+        return _plan_packed(case)
+
+    def int64s(numbers: list[int]) -> Any:
+        return (ctypes.c_int64 * len(numbers))(*numbers) if case.per_sequence else None
+
+    kernel = {"auto": "", "straight": "sdpa"}.get(case.kernel, f"sdpa_{case.kernel}")
+    layouts = [
+        (ctypes.c_int64 * 4)(tensor.offset, *tensor.strides)
+        for tensor in (problem.q, problem.k, problem.v, problem.out)
+    ]
+    c_problem = GpuProblem(
+        DTYPES[case.dtype], case.B, case.Hq, case.Hkv, case.L, case.S, case.D, case.value_dim,
+        int(case.causal), int(lse), case.lengths()[0], case.starts()[0], case.span_len, *layouts,
+        case.softmax_scale, kernel.encode(), int64s(case.lengths()), int64s(case.starts()),
     )  # fmt: skip
+    made = json.loads(planner().plan_json(ctypes.byref(c_problem)))
+    if "error" in made:
+        raise ValueError(made["error"])
+    return Plan([_step(step) for step in made["steps"]], tuple(made["scratch"]))
 
 
 def pack_params(case: problems.Case) -> bytes:
@@ -197,7 +182,7 @@ class Run:
     def __init__(self, library: Library, problem: problems.Problem, poison: bool = True) -> None:
         case = problem.case
         self.case, self.problem, self.library = case, problem, library
-        self.plan = plan(case, all(_is_aligned(t) for t in (problem.q, problem.k, problem.v)))
+        self.plan = plan(problem)
         allocate = _filled if poison else Memory
         rows = case.B * case.Hq * case.L
         self.inputs = {}
@@ -207,41 +192,37 @@ class Run:
         self.out = Memory(problem.out.byte_len)
         self.out.fill(problem.out.storage.tobytes())
         self.lse = allocate(rows * 4)
-        states = rows * self.plan.span_count
-        self.partial_o = allocate(states * case.value_dim * 4 if self.plan.fast else 4)
-        self.partial_ms = allocate(states * 8 if self.plan.fast else 4)
-        self.sequences = Memory(16 * case.B)
-        pairs = [n for pair in zip(case.starts(), case.lengths(), strict=True) for n in pair]
-        self.sequences.write(struct.pack(f"<{len(pairs)}q", *pairs))
-        layout = {
-            name: (tensor.offset, tensor.strides)
-            for name, tensor in zip(
-                ("q", "k", "v", "out"), (problem.q, problem.k, problem.v, problem.out), strict=True
-            )
-        }
-        self.args = pack_args(case, layout, self.plan)
+        self.partial_o, self.partial_ms = (allocate(max(n, 4)) for n in self.plan.scratch)
+        self.work = {}
+        for step in self.plan.steps:
+            if step.work:
+                self.work[step] = Memory(len(step.work))
+                self.work[step].write(step.work)
 
     def kernel_keys(self) -> list[KernelKey]:
         return [step.key for step in self.plan.steps]
 
-    def _argument(self, buffer: msl_to_cuda.Buffer, inputs: dict[int, Memory]) -> int | bytes:
+    def _argument(
+        self, step: Step, buffer: msl_to_cuda.Buffer, inputs: dict[int, Memory]
+    ) -> int | bytes:
         if buffer.type_name == "SdpaArgs":
-            return self.args
+            return step.args or bytes(SDPA_ARGS_BYTES)
         if buffer.type_name == "SdpaParamsBlock":
             return pack_params(self.case)
         memory = {
             3: self.out,
             6: self.lse,
-            7: self.sequences,
             8: self.partial_o,
             9: self.partial_ms,
+            12: self.work.get(step, self.lse),
         }
         return (inputs | memory)[buffer.index].address
 
     def launch(self, inputs: dict[int, Memory] | None = None) -> None:
         for step in self.plan.steps:
             arguments = [
-                self._argument(b, inputs or self.inputs) for b in self.library.buffers[step.key]
+                self._argument(step, b, inputs or self.inputs)
+                for b in self.library.buffers[step.key]
             ]
             kernel = self.library.kernels[step.key]
             kernel.launch(step.grid, step.key.threads, step.shared_bytes, arguments)

@@ -11,6 +11,7 @@ QUEUE = "csrc/metal/queue.cpp"
 LIBRARY = "csrc/metal/library.cpp"
 IN_FLIGHT = "csrc/metal/in_flight.cpp"
 PLAN = "csrc/metal/plan.cpp"
+STEPS = "csrc/metal/plan_steps.cpp"
 PARAMS = "shaders/sdpa_params.h"
 TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
@@ -21,6 +22,7 @@ FAULT = "metal_software_fault_test"
 LIFETIME = "metal_software_lifetime_test"
 BARRIER = "metal_software_barrier_test"
 PLANNER = "metal_plan_test"
+PLAN_TILES = "metal_plan_tiles_test"
 ATTENTION = "metal_attention_test"
 
 HOST_MUTANTS = (
@@ -131,8 +133,8 @@ HOST_MUTANTS = (
     mutant(
         "wrong threadgroup size in a plan",
         PLAN,
-        "step.threadgroup_size = {SDPA_TILE_Q, 1, 1};",
-        "step.threadgroup_size = {SDPA_TILE_Q - 1, 1, 1};",
+        "kernel.block = kernel.threads = SDPA_TILE_Q;",
+        "kernel.block = SDPA_TILE_Q;\n  kernel.threads = SDPA_TILE_Q - 1;",
         ATTENTION,
         "metal attention: within the bounds of float64, as the CPU is",
     ),
@@ -226,19 +228,51 @@ HOST_MUTANTS = (
     ),
     mutant(
         "dispatches are never cut",
-        PLAN,
-        "const double max_flops = kRowFlopsPerSecond * facts.max_dispatch_seconds;",
-        "const double max_flops = 1e30 * kRowFlopsPerSecond * facts.max_dispatch_seconds;",
+        STEPS,
+        "box, kernel.rate) <= facts.max_dispatch_seconds;",
+        "box, kernel.rate) <= 1e30;",
         PLANNER,
         "metal plan: no dispatch of a long problem is above the limit",
     ),
     mutant(
         "cuts lose their rows",
-        "csrc/metal/work_estimate.cpp",
-        "  args.row_begin = static_cast<sdpa_u32>(box.row_begin);\n",
+        STEPS,
+        "    args.row_begin = static_cast<sdpa_u32>(box_.row_begin);\n",
         "",
         ATTENTION,
         "metal attention: a cut plan gives the bits of the whole one",
+    ),
+    mutant(
+        "cuts inside tiles",
+        "csrc/metal/plan_tiles.cpp",
+        "return {shape.rows / std::gcd(static_cast<std::int64_t>(shape.rows), group), group};",
+        "return {std::max<std::int64_t>(shape.rows * shape.teams / group, 1), group};",
+        PLAN_TILES,
+        "metal plan: cuts of groups that do not divide a tile are at its edges",
+    ),
+    mutant(
+        "16-bit sums that never restart",
+        "csrc/metal/plan_tiles.cpp",
+        "rule.limit = sdpa_longest_span(shape.prefill, f16) * shape.sharing_teams();",
+        "rule.limit = f16 ? std::int64_t{1} << 30 : std::int64_t{1} << 31;",
+        PLAN_TILES,
+        "metal plan: 16-bit sums restart, at every number of queries and length of the cache",
+    ),
+    mutant(
+        "states of any size",
+        STEPS,
+        "state_bytes(problem, kernel.spans, box) <= facts.max_state_bytes &&",
+        "",
+        PLAN_TILES,
+        "metal plan: no dispatch is estimated above half a second or leaves more than 64 MB",
+    ),
+    mutant(
+        "the shortest sequence first",
+        STEPS,
+        "return a.sequence.kv_len > b.sequence.kv_len;",
+        "return a.sequence.kv_len < b.sequence.kv_len;",
+        PLAN_TILES,
+        "metal plan: a list of work holds the spans that there are, the longest sequence first",
     ),
 )
 
@@ -356,6 +390,30 @@ SHADER_MUTANTS = (
         "exchange;",
         ATTENTION,
         BOUNDS_CASE,
+    ),
+    mutant(
+        "states of a cut where those of the whole would be",
+        "shaders/sdpa_problem.h",
+        "const long row = (h - long(args.head_begin)) * n_rows",
+        "const long row = h * n_rows",
+        ATTENTION,
+        "metal attention: a cut plan gives the bits of the whole one",
+    ),
+    mutant(
+        "heads and items of a list mixed up",
+        "shaders/sdpa_problem.h",
+        "  group.y = head;\n",
+        "",
+        ATTENTION,
+        "metal attention: a sequence has the same bits alone and in a batch",
+    ),
+    mutant(
+        "factors of the first 32 spans for all",
+        "shaders/sdpa_merge.metal",
+        "if (first % kLanes == 0) {",
+        "if (first == 0) {",
+        ATTENTION,
+        "metal attention: states of spans merge; spans of unseen keys are not read",
     ),
     mutant(
         "the last run of spans is lost",

@@ -54,7 +54,7 @@ struct PlanStep {
   GridSize threadgroup_size;
   InlineVector<PlanBinding, 10> bindings;
   PlanArgs args;
-  PlanTable sequences;
+  PlanTable sequences;  ///< SdpaSequence [B], or a device's list of work made from it
   InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
   InlineVector<PlanRange, 6> reads;
   InlineVector<PlanRange, 4> writes;

@@ -1,0 +1,124 @@
+// The library's own Metal planner behind a C name, as JSON: what the harness launches is what the
+// library would dispatch.
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "metal/plan.h"
+#include "metal/plan_tiles.h"
+#include "metal_sdpa/error.h"
+
+namespace {
+
+using namespace metal_sdpa;
+
+struct Layout {
+  std::int64_t offset, batch, head, row;
+};
+
+/// harness.py has the same fields.
+struct GpuProblem {
+  std::int64_t dtype, batch, n_heads, n_kv_heads, seq_len, kv_capacity, head_dim, value_dim;
+  std::int64_t causal, return_lse, kv_len, q_start, span_len;
+  Layout q, k, v, out;
+  double scale;
+  const char* kernel;
+  const std::int64_t* kv_lengths;  // [batch], or nullptr
+  const std::int64_t* q_starts;
+};
+
+TensorLayout layout_of(const Layout& layout) {
+  return {layout.offset, layout.batch, layout.head, layout.row};
+}
+
+SdpaProblem problem_of(const GpuProblem& p) {
+  SdpaProblem problem;
+  problem.dtype = static_cast<DType>(p.dtype);
+  problem.batch = p.batch;
+  problem.n_heads = p.n_heads;
+  problem.n_kv_heads = p.n_kv_heads;
+  problem.seq_len = p.seq_len;
+  problem.kv_capacity = p.kv_capacity;
+  problem.head_dim = p.head_dim;
+  problem.value_dim = p.value_dim;
+  problem.q = layout_of(p.q);
+  problem.k = layout_of(p.k);
+  problem.v = layout_of(p.v);
+  problem.out = layout_of(p.out);
+  problem.scale = static_cast<float>(p.scale);
+  problem.causal = p.causal != 0;
+  problem.return_lse = p.return_lse != 0;
+  problem.kv_len = p.kv_len;
+  problem.q_start = p.q_start;
+  problem.kernel = p.kernel;
+  if (p.kv_lengths != nullptr) problem.kv_lengths.assign(p.kv_lengths, p.kv_lengths + p.batch);
+  if (p.q_starts != nullptr) problem.q_starts.assign(p.q_starts, p.q_starts + p.batch);
+  return problem;
+}
+
+/// span_len: 0, or spans of so many keys, so that small problems have many.
+Plan plan_of(const SdpaProblem& problem, std::int64_t span_len) {
+  MetalFacts facts;
+  facts.apple_family = 7;
+  facts.max_dispatch_seconds = 100;  // by the rate of a GPU some 30 times slower than this one
+  const bool prefill = problem.kernel == "sdpa_prefill";
+  if (span_len == 0 || (!prefill && problem.kernel != "sdpa_decode")) {
+    return plan_metal_sdpa(problem, facts);
+  }
+  KernelFacts kernel = tile_kernel(problem, prefill);
+  kernel.spans.span_len = span_len;
+  return plan_steps(problem, facts, kernel);
+}
+
+template <typename Bytes>
+std::string hex(const Bytes& bytes) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const std::byte byte : bytes) {
+    text += kDigits[static_cast<unsigned>(byte) >> 4];
+    text += kDigits[static_cast<unsigned>(byte) & 15];
+  }
+  return text;
+}
+
+void write_step(std::ostream& json, const PlanStep& step) {
+  json << R"({"kernel":")" << step.kernel << R"(","constants":[)";
+  const char* comma = "";
+  for (const FunctionConstant& constant : step.constants) {
+    json << comma << constant.index;
+    comma = ",";
+  }
+  // Memory of the harness starts on 16 bytes.
+  if (step.aligned_constant >= 0) json << comma << step.aligned_constant;
+  const GridSize& grid = step.threadgroups;
+  const bool has_memory = !step.threadgroup_memory.empty();
+  json << R"(],"grid":[)" << grid.x << ',' << grid.y << ',' << grid.z << R"(],"threads":)"
+       << step.threadgroup_size.count() << R"(,"shared":)"
+       << (has_memory ? step.threadgroup_memory[0].byte_len : 0) << R"(,"args":")"
+       << hex(step.args.bytes) << R"(","work":")"
+       << (step.sequences.bytes == nullptr ? "" : hex(*step.sequences.bytes)) << R"("})";
+}
+
+}  // namespace
+
+/// The plan, or {"error": text}; valid until the thread's next call.
+extern "C" const char* plan_json(const GpuProblem* p) {
+  thread_local std::string text;
+  std::ostringstream json;
+  try {
+    const Plan plan = plan_of(problem_of(*p), p->span_len);
+    json << R"({"scratch":[)" << plan.scratch_bytes[0] << ',' << plan.scratch_bytes[1]
+         << R"(],"steps":[)";
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      if (i > 0) json << ',';
+      write_step(json, plan.steps[i]);
+    }
+    json << "]}";
+  } catch (const Error& error) {
+    json.str(std::string(R"({"error":")") + error.what() + "\"}");
+  }
+  text = json.str();
+  return text.c_str();
+}
