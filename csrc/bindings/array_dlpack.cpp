@@ -29,7 +29,8 @@ void refuse_sparse(Argument argument, PyObject* object) {
        type_text(nb::handle(object)), " gives no DLPack tensor: ", reason);
 }
 
-// --- the producer ----------------------------------------------------------------------------------
+// --- the producer
+// ----------------------------------------------------------------------------------
 
 /// Waits for what the framework has in its own queue: DLPack's Metal type carries no stream. MLX
 /// evaluated the array when it exported it.

@@ -105,8 +105,7 @@ void describe(Argument argument, const ArrayInterface& interface, PyObject* obje
 void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
                   Array& array) {
   const nb::object capsule = nb::steal(PyObject_GetAttr(object, array_names().array_struct));
-  const void* pointer =
-      capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr;
+  const void* pointer = capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr;
   if (pointer == nullptr) {
     fail(ErrorCode::unsupported, argument.call, ": ", argument.name, ": ",
          type_text(nb::handle(object)), " gives no __array_struct__: ", take_python_error_text());

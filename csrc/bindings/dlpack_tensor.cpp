@@ -50,8 +50,8 @@ const char* device_name(std::int64_t device_type) {
 
 /// The object's own name of its dtype, or the fields where it has none.
 std::string dtype_text(PyObject* object, const DLDataType& type) {
-  const std::string fields = text_of("of DLPack code ", type.code, ", ", type.bits, " bits and ",
-                                     type.lanes, " lanes");
+  const std::string fields =
+      text_of("of DLPack code ", type.code, ", ", type.bits, " bits and ", type.lanes, " lanes");
   if (type.lanes != 1) return fields;
   const std::string own = attribute_text(object, "dtype");
   return own.empty() ? fields : own;

@@ -35,9 +35,9 @@ std::string describe(const SdpaParams& p) {
 /// The class, a subclass of Python's included, and the arguments that make another like it.
 nb::tuple reduce(nb::handle self) {
   const SdpaParams& p = nb::cast<const SdpaParams&>(self);
-  return nb::make_tuple(self.type(), nb::make_tuple(p.n_heads, p.n_kv_heads, p.head_dim, p.seq_len,
-                                                    p.kv_seq_len, p.scale, p.kv_capacity,
-                                                    p.do_causal));
+  return nb::make_tuple(self.type(),
+                        nb::make_tuple(p.n_heads, p.n_kv_heads, p.head_dim, p.seq_len, p.kv_seq_len,
+                                       p.scale, p.kv_capacity, p.do_causal));
 }
 
 using ParamsClass = nb::class_<SdpaParams>;

@@ -61,11 +61,11 @@ PyObject* make_class(const char* name, const char* doc, PyObject* bases) {
 
 /// No code of C++ has it: there the compiler checks types.
 void bind_invalid_type(nb::module_& module) {
-  const nb::tuple bases =
-      nb::make_tuple(nb::handle(class_of(ErrorCode::invalid_argument)), nb::handle(PyExc_TypeError));
-  g_invalid_type = make_class("metal_sdpa.InvalidType",
-                              "An argument of a Python type that the call does not take.",
-                              bases.ptr());
+  const nb::tuple bases = nb::make_tuple(nb::handle(class_of(ErrorCode::invalid_argument)),
+                                         nb::handle(PyExc_TypeError));
+  g_invalid_type =
+      make_class("metal_sdpa.InvalidType",
+                 "An argument of a Python type that the call does not take.", bases.ptr());
   module.attr("InvalidType") = nb::handle(g_invalid_type);
 }
 

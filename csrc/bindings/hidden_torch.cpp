@@ -3,19 +3,18 @@
 
 #include <atomic>
 
-
 namespace metal_sdpa::python {
 namespace {
 
 /// Places of torch that say what is going on, found when the first tensor comes. Each is null
 /// where this torch has no such thing. They live as long as the process.
 struct TorchPlaces {
-  PyObject* requires_grad = nullptr;        ///< Tensor.requires_grad, a descriptor
+  PyObject* requires_grad = nullptr;  ///< Tensor.requires_grad, a descriptor
   descrgetfunc get_requires_grad = nullptr;
-  PyObject* is_neg = nullptr;               ///< Tensor.is_neg
-  PyObject* is_tracing = nullptr;           ///< torch._C._is_tracing
-  PyObject* forward_ad = nullptr;           ///< dict of torch.autograd.forward_ad
-  PyObject* dispatch = nullptr;             ///< dict of torch.utils._python_dispatch
+  PyObject* is_neg = nullptr;      ///< Tensor.is_neg
+  PyObject* is_tracing = nullptr;  ///< torch._C._is_tracing
+  PyObject* forward_ad = nullptr;  ///< dict of torch.autograd.forward_ad
+  PyObject* dispatch = nullptr;    ///< dict of torch.utils._python_dispatch
 };
 
 PyObject* g_current_level = nullptr;  // names in those dicts
@@ -117,9 +116,8 @@ void refuse_tangent(Argument argument, PyObject* tensor) {
 
 void refuse_torch_recording(Argument argument) {
   const TorchPlaces& places = torch_places();
-  const bool tracing =
-      places.is_tracing != nullptr &&
-      take_flag(PyObject_Vectorcall(places.is_tracing, nullptr, 0, nullptr));
+  const bool tracing = places.is_tracing != nullptr &&
+                       take_flag(PyObject_Vectorcall(places.is_tracing, nullptr, 0, nullptr));
   if (!tracing && !is_recording(places)) return;
   fail(ErrorCode::unsupported, argument.call, ": ", argument.name,
        ": torch is recording a trace, in which the result would be a constant; takes tensors "

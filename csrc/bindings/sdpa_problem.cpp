@@ -36,11 +36,12 @@ void require_dtype(Argument argument, DType got, DType wanted) {
 /// Batches, queries and keys may be none; heads and what they are made of may not.
 void require_heads(Argument argument, const Array& array, const char* width) {
   if (array.shape[1] == 0) {
-    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has no heads");
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array),
+                  " has no heads");
   }
   if (array.shape[3] == 0) {
-    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has a ", width,
-                  " of 0");
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has a ",
+                  width, " of 0");
   }
 }
 

@@ -13,7 +13,8 @@ struct Sizes {
   std::int64_t batch, seq_len, kv_capacity;
 };
 
-constexpr Sizes kSizes[] = {{0, 3, 5}, {2, 0, 5}, {2, 3, 0}, {0, 0, 5}, {0, 3, 0}, {2, 0, 0}, {0, 0, 0}};
+constexpr Sizes kSizes[] = {{0, 3, 5}, {2, 0, 5}, {2, 3, 0}, {0, 0, 5},
+                            {0, 3, 0}, {2, 0, 0}, {0, 0, 0}};
 
 SdpaProblem problem_of(const Sizes& sizes, DType dtype, std::int64_t head_dim) {
   SdpaProblem p;

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metal_sdpa import Device, SdpaParams, Unsupported, sdpa
+from metal_sdpa import Device, InvalidArgument, SdpaParams, Unsupported, sdpa
 
 X = np.random.default_rng(5).standard_normal((1, 2, 3, 8)).astype(np.float32)
 
@@ -143,7 +143,7 @@ def test_torch_transformations(name: str) -> None:
 
     x = torch.from_numpy(X.copy())
     given = torch.stack([x, x]) if name == "vmap" else x
-    with pytest.raises(Unsupported, match="sdpa: [qkv]: "):
+    with pytest.raises(Unsupported, match=r"sdpa: [qkv]: "):
         torch_function(name)(given)
     assert torch.equal(sdpa(x, x, x), torch.from_numpy(sdpa(X, X, X)))
 
@@ -223,11 +223,10 @@ def test_tensors_without_elements_in_memory() -> None:
         "sparse": x.to_sparse(),
         "emptied": emptied,
     }
-    for name, tensor in odd.items():
+    for tensor in odd.values():
         for start, call in calls(x, tensor):
-            with pytest.raises((Unsupported, ValueError), match=start):
+            with pytest.raises((Unsupported, InvalidArgument), match=start):
                 call()
-                pytest.fail(name)
 
 
 # --- MLX and JAX ---------------------------------------------------------------------------------
@@ -325,7 +324,7 @@ def test_deleted_jax_arrays() -> None:
         sdpa(x, x, gone)
 
 
-# --- numbers that are arrays -----------------------------------------------------------------------
+# --- numbers that are arrays ---------------------------------------------------------------------
 
 
 @pytest.mark.frameworks

@@ -65,7 +65,9 @@ def test_copies_and_pickles_hold_every_field() -> None:
     for kind in (SdpaParams, MoreParams):
         params = kind(**VALID | {"do_causal": False})
         copies = [copy.copy(params), copy.deepcopy([params])[0]]
-        copies += [pickle.loads(pickle.dumps(params, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)]
+        copies += [
+            pickle.loads(pickle.dumps(params, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)
+        ]
         for made in copies:
             assert type(made) is kind
             assert made is not params

@@ -24,7 +24,7 @@ print(spec and spec.origin)
 def test_a_module_of_the_callers_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "metal_sdpa.py").write_text("raise SystemExit('not this one')")
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('nor this one')")
-    script = f'source tools/common.sh; "$PYTHON" -c \'{FIND}\''
+    script = f"source tools/common.sh; \"$PYTHON\" -c '{FIND}'"
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "METAL_SDPA_VENV": sys.prefix}
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
