@@ -122,7 +122,7 @@ def check_symbols(directory: Path) -> None:
 
 
 def is_library(path: Path) -> bool:
-    return not path.is_symlink() and ".so" in path.name or path.suffix == ".dylib"
+    return not path.is_symlink() and (".so" in path.name or path.suffix == ".dylib")
 
 
 def main() -> None:
