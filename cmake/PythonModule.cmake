@@ -23,6 +23,7 @@ nanobind_add_module(_core STABLE_ABI FREE_THREADED NOMINSIZE NB_STATIC ${METAL_S
                     NB_DOMAIN metal_sdpa
                     ${METAL_SDPA_BINDING_SOURCES})
 metal_sdpa_compile_options(_core)
+metal_sdpa_export_only(_core PyInit__core)
 # Nothing outside needs a symbol of the bindings, test builds included.
 set_target_properties(_core PROPERTIES
   CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON

@@ -11,6 +11,8 @@ PYTHON=$VENV/bin/python
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 export CMAKE_BUILD_PARALLEL_LEVEL=$JOBS CTEST_PARALLEL_LEVEL=$JOBS
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The scripts say what they import from where: a module of the caller's may not stand in its place.
+unset PYTHONPATH PYTHONHOME
 
 heading() { printf '\n=== %s\n' "$*"; }
 

@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # Rewrites python/metal_sdpa/_core.pyi from the extension module: tools/make_stub.sh BUILD_DIR
 # A test compares the two, so run it after every change of a signature in csrc/bindings.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 
 build=${1:-build/dev}
 stub=python/metal_sdpa/_core.pyi
-python=${METAL_SDPA_VENV:-.venv}/bin/python
-"$python" -m nanobind.stubgen -q -m _core -i "$build/stage/metal_sdpa" -p csrc/bindings/stub.pat -o "$stub"
-"$python" -m ruff check --quiet --fix --select I "$stub"
-"$python" -m ruff format --quiet "$stub"
+"$PYTHON" -m nanobind.stubgen -q -m _core -i "$build/stage/metal_sdpa" -p csrc/bindings/stub.pat -o "$stub"
+"$PYTHON" -m ruff check --quiet --fix --select I "$stub"
+"$PYTHON" -m ruff format --quiet "$stub"

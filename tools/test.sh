@@ -25,6 +25,7 @@ stage "C++ tests (ctest)" test_cpp
 stage "wheel" tools/build_wheel.sh
 stage "Python tests on the installed wheel (pytest)" test_python
 stage "README examples and a C++ consumer of the wheel" "$PYTHON" tests/install/run.py
+stage "source distribution" "$PYTHON" tests/install/sdist.py
 if ! on_macos; then
   stage "shader checks" check_shaders
   stage "C++ and Python tests on software Metal" test_software_metal

@@ -1,10 +1,12 @@
-// Chooses the way in and keeps objects alive.
+// Chooses the way in, checks what every way in must, and keeps objects alive.
 #include "array.h"
+
+#include "hidden_state.h"
 
 namespace metal_sdpa::python {
 namespace {
 ArrayNames g_names;
-}
+}  // namespace
 
 void fail_dtype(Argument argument, std::string_view text, const char* dtypes) {
   fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ", text,
@@ -24,6 +26,7 @@ std::shared_ptr<void> hold_object(PyObject* object) {
 void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
                   Array& array) {
   array.type = array_type_of(object);
+  if (!array.type.is_plain()) refuse_hidden_state(argument, object, array.type);
   if (array.type.framework == Framework::numpy) {
     import_numpy(argument, object, lifetime, dtypes, array);
   } else {
@@ -36,6 +39,7 @@ void init_arrays() {
   g_names.dtype = PyUnicode_InternFromString("dtype");
   g_names.type = PyUnicode_InternFromString("type");
   g_names.name = PyUnicode_InternFromString("__name__");
+  init_hidden_state();
   g_names.requires_grad = PyUnicode_InternFromString("requires_grad");
 }
 

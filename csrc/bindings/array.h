@@ -20,6 +20,8 @@ struct Array {
   std::uint64_t byte_offset = 0;  ///< into the MTLBuffer
   bool on_metal = false;
   bool read_only = false;
+  bool copied = false;  ///< the producer's copy: what is written into it nobody sees
+  bool empty = false;   ///< an extent is 0; `strides` mean nothing then, and `data` may be null
   DType dtype = DType::f32;
   int ndim = 0;
   std::int64_t shape[kMaxDims] = {};
@@ -35,7 +37,7 @@ enum class Lifetime { borrowed, owned };
 /// Reads what `object` says of its memory, which is that of NumPy or comes through DLPack.
 /// `dtypes` ends the text for a dtype without a DType. Errors: InvalidArgument for objects that are
 /// no arrays, UnsupportedDType (integers of other widths, complex, bool, byte-swapped), Unsupported
-/// (other devices, sparse layouts, gradients while grad mode is on).
+/// (other devices, sparse layouts, what refuse_hidden_state refuses).
 void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
                   Array& array);
 

@@ -1,5 +1,8 @@
 // NumPy arrays through __array_struct__: the cheapest way in, and the only one for bfloat16.
+#include <bit>
+
 #include "array.h"
+#include "errors.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -63,15 +66,22 @@ void copy_layout(Argument argument, const ArrayInterface& interface, Array& arra
                   " dimensions, takes at most ", Array::kMaxDims);
   }
   array.ndim = interface.nd;
+  // Sizes of elements are powers of two, and a division by a variable costs what a check does not.
+  const std::int64_t below_size = interface.itemsize - 1;
+  const int shift = std::countr_zero(static_cast<unsigned>(interface.itemsize));
+  bool empty = false;
   for (int i = 0; i < interface.nd; ++i) {
-    array.shape[i] = interface.shape[i];
+    const std::int64_t extent = interface.shape[i];
     const std::int64_t stride = interface.strides[i];
-    if (stride % interface.itemsize != 0 && interface.shape[i] > 1) {
+    if ((stride & below_size) != 0 && extent > 1) {
       fail_argument(argument.call, ": ", argument.name, ": a stride of ", stride,
                     " bytes is no multiple of the ", interface.itemsize, " bytes of an element");
     }
-    array.strides[i] = stride / interface.itemsize;
+    empty = empty || extent == 0;
+    array.shape[i] = extent;
+    array.strides[i] = stride >> shift;
   }
+  array.empty = empty;
 }
 
 void describe(Argument argument, const ArrayInterface& interface, PyObject* object,
@@ -95,10 +105,12 @@ void describe(Argument argument, const ArrayInterface& interface, PyObject* obje
 void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
                   Array& array) {
   const nb::object capsule = nb::steal(PyObject_GetAttr(object, array_names().array_struct));
-  if (!capsule.is_valid()) nb::raise_python_error();
-  const auto* interface =
-      static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
-  if (interface == nullptr) nb::raise_python_error();
+  const void* pointer = capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr;
+  if (pointer == nullptr) {
+    fail(ErrorCode::unsupported, argument.call, ": ", argument.name, ": ",
+         type_text(nb::handle(object)), " gives no __array_struct__: ", take_python_error_text());
+  }
+  const auto* interface = static_cast<const ArrayInterface*>(pointer);
   describe(argument, *interface, object, dtypes, array);
   if (lifetime == Lifetime::owned) array.owner = hold_object(object);
 }

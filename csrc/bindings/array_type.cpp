@@ -6,6 +6,8 @@
 #include <mutex>
 #include <string_view>
 
+#include "hidden_state.h"
+
 namespace metal_sdpa::python {
 namespace {
 
@@ -24,23 +26,23 @@ TypeTable& type_table() {
   return *table;
 }
 
-bool is_numpy_type(PyTypeObject* type) {
-  const nb::handle modules = PyImport_GetModuleDict();
-  const nb::object numpy = modules.attr("get")("numpy");
-  if (numpy.is_none() || !nb::hasattr(numpy, "ndarray")) return false;
-  const nb::object ndarray = numpy.attr("ndarray");
-  return PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(ndarray.ptr())) != 0;
+/// Whether `type` is MODULE.NAME or under it; false while the module is not loaded.
+bool is_under(PyTypeObject* type, const char* module, const char* name) {
+  const nb::object loaded = nb::handle(PyImport_GetModuleDict()).attr("get")(module);
+  const nb::object base = nb::getattr(loaded, name, nb::none());
+  return PyType_Check(base.ptr()) &&
+         PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(base.ptr())) != 0;
 }
 
 Framework framework_of(PyTypeObject* type) {
-  if (is_numpy_type(type)) return Framework::numpy;
+  if (is_under(type, "numpy", "ndarray")) return Framework::numpy;
+  if (is_under(type, "torch", "Tensor")) return Framework::torch;
   const nb::handle mro = reinterpret_cast<PyObject*>(type);
   for (const nb::handle base : nb::borrow<nb::tuple>(mro.attr("__mro__"))) {
     const nb::object module = nb::getattr(base, "__module__", nb::none());
     if (!PyUnicode_Check(module.ptr())) continue;
     const std::string text = nb::cast<std::string>(module);
     const std::string_view root = std::string_view(text).substr(0, text.find('.'));
-    if (root == "torch") return Framework::torch;
     if (root == "jax" || root == "jaxlib") return Framework::jax;
     if (root == "mlx") return Framework::mlx;
   }
@@ -59,7 +61,8 @@ const DLExchangeApi* exchange_of(PyTypeObject* type) {
 }
 
 ArrayType add_type(TypeTable& table, PyTypeObject* type) {
-  const ArrayType made{type, framework_of(type), exchange_of(type)};
+  const Framework framework = framework_of(type);
+  const ArrayType made{type, framework, exchange_of(type), refusal_of_type(type, framework)};
   const std::lock_guard<std::mutex> lock(table.mutex);
   const std::size_t size = table.size.load(std::memory_order_relaxed);
   if (size == kMaxTypes) return made;

@@ -15,6 +15,10 @@ struct ArrayType {
   PyTypeObject* type = nullptr;
   Framework framework = Framework::other;
   const DLExchangeApi* exchange = nullptr;  ///< of DLPack 1.x; null: none
+  const char* refusal = nullptr;            ///< why no array of the type is taken; null: some are
+
+  /// Whether an array of the type is its memory and nothing else: NumPy's own.
+  bool is_plain() const { return framework == Framework::numpy && refusal == nullptr; }
 };
 
 /// Looked up once a type; safe from any thread that may call Python.

@@ -5,9 +5,12 @@
 #include <limits>
 
 #include "errors.h"
+#include "hidden_state.h"
 
 namespace metal_sdpa::python {
 namespace {
+
+constexpr const char* kIntOrInts = "an int or a sequence of ints";
 
 bool is_bool(nb::handle value) {
   if (PyBool_Check(value.ptr())) return true;
@@ -15,12 +18,23 @@ bool is_bool(nb::handle value) {
   return name == "bool_" || name == "bool";  // NumPy 1 and 2
 }
 
+/// An array's elements as Python's own numbers, in lists; anything else as it is. Null where an
+/// array does not tell them (one that JAX traces).
+nb::object plain_of(nb::handle value) {
+  if (!nb::hasattr(value, "tolist")) return nb::borrow(value);
+  try {
+    return value.attr("tolist")();
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    return {};
+  }
+}
+
 /// A new list of the entries of a sequence or array that is not text; null where it is neither.
 nb::object entries_of(nb::handle value) {
   if (PyUnicode_Check(value.ptr()) || PyBytes_Check(value.ptr())) return {};
-  nb::object source = nb::borrow(value);
-  if (nb::hasattr(value, "tolist")) source = value.attr("tolist")();
-  PyObject* list = PySequence_List(source.ptr());
+  const nb::object source = plain_of(value);
+  PyObject* list = source.is_valid() ? PySequence_List(source.ptr()) : nullptr;
   if (list == nullptr) PyErr_Clear();
   return nb::steal(list);
 }
@@ -51,6 +65,15 @@ constexpr DTypeName kDTypeNames[] = {
     {"i32", DType::i32},   {"int32", DType::i32},
 };
 
+/// The number's digits; its type where those are too many for an error text.
+std::string number_text(nb::handle value) {
+  constexpr std::size_t kMostDigits = 40;
+  const nb::object text = nb::steal(PyObject_Str(value.ptr()));
+  if (!text.is_valid()) PyErr_Clear();  // Python itself writes out no more than 4300 digits
+  const std::string digits = text.is_valid() ? nb::cast<std::string>(text) : std::string();
+  return digits.empty() || digits.size() > kMostDigits ? type_text(value) : digits;
+}
+
 }  // namespace
 
 std::string type_text(nb::handle value) {
@@ -61,7 +84,8 @@ std::string type_text(nb::handle value) {
 }
 
 void fail_type(Argument argument, nb::handle value, const char* wanted) {
-  fail_argument(argument.call, ": ", argument.name, ": got ", type_text(value), ", takes ", wanted);
+  throw InvalidType(
+      text_of(argument.call, ": ", argument.name, ": got ", type_text(value), ", takes ", wanted));
 }
 
 std::int64_t to_int64(Argument argument, nb::handle value) {
@@ -74,10 +98,19 @@ std::int64_t to_int64(Argument argument, nb::handle value) {
   const long long converted = PyLong_AsLongLong(index.ptr());
   if (converted == -1 && PyErr_Occurred() != nullptr) {
     PyErr_Clear();
-    fail_argument(argument.call, ": ", argument.name, ": ",
-                  nb::cast<std::string>(nb::str(nb::handle(index))), " does not fit into 64 bits");
+    fail_argument(argument.call, ": ", argument.name, ": ", number_text(index),
+                  " does not fit into 64 bits");
   }
   return converted;
+}
+
+bool find_int64(nb::handle value, std::int64_t& found) {
+  try {
+    found = to_int64({"", ""}, value);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 std::int64_t to_int_between(Argument argument, nb::handle value, std::int64_t low,
@@ -95,12 +128,14 @@ std::size_t to_size(Argument argument, nb::handle value) {
 double to_double(Argument argument, nb::handle value) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AsDouble(value.ptr());
   if (is_bool(value) || !PyNumber_Check(value.ptr())) fail_type(argument, value, "a number");
+  refuse_hidden_number(argument, value.ptr());
   const double converted = PyFloat_AsDouble(value.ptr());
-  if (converted == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    fail_type(argument, value, "a number");
-  }
-  return converted;
+  if (converted != -1.0 || PyErr_Occurred() == nullptr) return converted;
+  const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+  PyErr_Clear();
+  if (!too_large) fail_type(argument, value, "a number");
+  fail_argument(argument.call, ": ", argument.name, ": ", number_text(value),
+                " is out of range, takes what a float holds");
 }
 
 bool to_bool(Argument argument, nb::handle value) {
@@ -127,10 +162,10 @@ std::vector<std::int64_t> to_int_list(Argument argument, nb::handle value) {
 
 IntOrList to_int_or_list(Argument argument, nb::handle value) {
   if (PyLong_Check(value.ptr())) return {true, to_int64(argument, value), {}};
-  nb::object plain = nb::borrow(value);
-  if (nb::hasattr(value, "tolist")) plain = value.attr("tolist")();
+  const nb::object plain = plain_of(value);
+  if (!plain.is_valid()) fail_type(argument, value, kIntOrInts);
   if (PyLong_Check(plain.ptr())) return {true, to_int64(argument, plain), {}};
-  if (!PySequence_Check(plain.ptr())) fail_type(argument, value, "an int or a sequence of ints");
+  if (!PySequence_Check(plain.ptr())) fail_type(argument, value, kIntOrInts);
   return {false, 0, to_int_list(argument, plain)};
 }
 

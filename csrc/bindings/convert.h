@@ -23,9 +23,17 @@ struct Argument {
 /// The value's type with an article ("a str", "None").
 std::string type_text(nb::handle value);
 
-/// InvalidArgument: `call: name: got a TYPE, takes WANTED`.
+/// The Error that becomes metal_sdpa.InvalidType.
+class InvalidType : public Error {
+ public:
+  explicit InvalidType(const std::string& text) : Error(ErrorCode::invalid_argument, text) {}
+};
+
+/// InvalidType: `call: name: got a TYPE, takes WANTED`.
 [[noreturn]] void fail_type(Argument argument, nb::handle value, const char* wanted);
 
+/// A Python or NumPy integer that fits into 64 bits, but no bool; false for anything else.
+bool find_int64(nb::handle value, std::int64_t& found);
 /// A Python or NumPy integer, but no bool.
 std::int64_t to_int64(Argument argument, nb::handle value);
 /// The same within low..high.

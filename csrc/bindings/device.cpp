@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "core/layout.h"
+#include "hidden_state.h"
 #include "interrupts.h"
 
 namespace metal_sdpa::python {
@@ -35,6 +36,8 @@ Buffer wrap(const Device& device, nb::handle object, nb::handle dtype) {
   const Argument argument{"wrap", "array"};
   Array array;
   import_array(argument, object.ptr(), Lifetime::owned, kAllDTypes, array);
+  refuse_traced("wrap", {{"array", object.ptr(), array.type.framework}});
+  if (array.copied) fail_argument("wrap: array: gives a copy of its memory, takes one to share");
   DType wanted = array.dtype;
   if (!dtype.is_none()) wanted = to_dtype({"wrap", "dtype"}, dtype);
   if (dtype_size(wanted) != dtype_size(array.dtype)) {
@@ -115,12 +118,12 @@ Device to_device(Argument argument, nb::handle value) {
 }
 
 Buffer wrap_array(const Device& device, Argument argument, const Array& array, DType dtype) {
-  require_packed(argument, array);
-  const std::size_t byte_len = shape_byte_len(array.shape_list(), dtype, argument.call);
-  if (byte_len == 0) {
+  if (array.empty) {
     fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(),
                   " has no element");
   }
+  require_packed(argument, array);
+  const std::size_t byte_len = shape_byte_len(array.shape_list(), dtype, argument.call);
   if (array.on_metal) {
     return device.wrap_native(array.data, array.byte_offset, byte_len, dtype, array.shape_list(),
                               array.owner);

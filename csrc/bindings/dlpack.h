@@ -27,6 +27,7 @@ struct DLManagedTensor {
 };
 
 inline constexpr std::uint64_t kDLReadOnly = 1;
+inline constexpr std::uint64_t kDLCopied = 2;
 
 /// From DLPack 1.0 on; capsules named "dltensor_versioned".
 struct DLManagedTensorVersioned {

@@ -28,10 +28,12 @@ Arguments
               not built yet: Unsupported.
 
 Returns out, or (out, lse), as new arrays of q's framework unless `out` is given. A row that sees no
-key is 0, its lse -inf. Inputs are neither written nor copied (except onto Metal).
+key is 0, its lse -inf; B, L and S may be 0. Inputs are neither written nor copied (except onto
+Metal).
 
-Errors: InvalidArgument (shapes, lengths, strides, overlap), UnsupportedDType, Unsupported (tensors
-that require gradients while grad mode is on, memory of other devices), BufferAllocationError.)";
+Errors: InvalidArgument (shapes, lengths, strides, overlap), InvalidType, UnsupportedDType,
+Unsupported (memory of other devices; arrays that are more than their memory: that require gradients
+while grad mode is on, have a tangent, are traced, masked or lazily negated), BufferAllocationError.)";
 
 inline constexpr const char* kPlanDoc =
     R"(plan($module, /, q, k, v, *, causal=False, q_start=None, scale=None, mask=None, window=None, softcap=None, sinks=None, kv_lengths=None, out=None, return_lse=False, device=None)

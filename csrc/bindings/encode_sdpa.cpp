@@ -32,6 +32,14 @@ std::string describe(const SdpaParams& p) {
                  ", do_causal=", p.do_causal ? "True" : "False", ")");
 }
 
+/// The class, a subclass of Python's included, and the arguments that make another like it.
+nb::tuple reduce(nb::handle self) {
+  const SdpaParams& p = nb::cast<const SdpaParams&>(self);
+  return nb::make_tuple(self.type(),
+                        nb::make_tuple(p.n_heads, p.n_kv_heads, p.head_dim, p.seq_len, p.kv_seq_len,
+                                       p.scale, p.kv_capacity, p.do_causal));
+}
+
 using ParamsClass = nb::class_<SdpaParams>;
 
 template <std::int64_t SdpaParams::* Field>
@@ -94,6 +102,8 @@ void bind_params(nb::module_& module) {
           "Query i stands at kv_seq_len - seq_len + i (signed) and sees keys up to there.")
       .def("validate", &SdpaParams::validate,
            "InvalidArgument, naming the field, unless every device could run it.")
+      .def("__reduce__", &reduce, nb::sig("def __reduce__(self) -> tuple[Any, ...]"),
+           "For copy and pickle.")
       .def("__repr__", &describe);
 }
 

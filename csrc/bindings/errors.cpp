@@ -5,6 +5,7 @@
 #include <new>
 
 #include "bindings.h"
+#include "convert.h"
 #include "interrupts.h"
 
 namespace metal_sdpa::python {
@@ -41,6 +42,7 @@ const std::array<ErrorClass, 8>& error_classes() {
 
 // Live as long as the process: exceptions may be raised until the very end.
 PyObject* g_error = nullptr;
+PyObject* g_invalid_type = nullptr;
 std::array<PyObject*, 8> g_classes{};
 
 PyObject* class_of(ErrorCode code) {
@@ -57,12 +59,23 @@ PyObject* make_class(const char* name, const char* doc, PyObject* bases) {
   return made;
 }
 
+/// No code of C++ has it: there the compiler checks types.
+void bind_invalid_type(nb::module_& module) {
+  const nb::tuple bases = nb::make_tuple(nb::handle(class_of(ErrorCode::invalid_argument)),
+                                         nb::handle(PyExc_TypeError));
+  g_invalid_type =
+      make_class("metal_sdpa.InvalidType",
+                 "An argument of a Python type that the call does not take.", bases.ptr());
+  module.attr("InvalidType") = nb::handle(g_invalid_type);
+}
+
 void set_error(const Error& error) noexcept {
   if (error.code() == ErrorCode::interrupted) {
     if (!restore_pending_interrupt()) PyErr_SetString(PyExc_KeyboardInterrupt, error.what());
     return;
   }
-  PyErr_SetString(class_of(error.code()), error.what());
+  const bool wrong_type = dynamic_cast<const InvalidType*>(&error) != nullptr;
+  PyErr_SetString(wrong_type ? g_invalid_type : class_of(error.code()), error.what());
 }
 
 void translate(const std::exception_ptr& pointer, void*) {
@@ -71,6 +84,15 @@ void translate(const std::exception_ptr& pointer, void*) {
   } catch (const Error& error) {
     set_error(error);
   }
+}
+
+/// str(object); empty where that raises, or holds what UTF-8 does not.
+std::string text_or_empty(nb::handle object) {
+  const nb::object text = nb::steal(PyObject_Str(object.ptr()));
+  const char* utf8 = text.is_valid() ? PyUnicode_AsUTF8AndSize(text.ptr(), nullptr) : nullptr;
+  if (utf8 != nullptr) return utf8;
+  PyErr_Clear();
+  return {};
 }
 
 }  // namespace
@@ -90,8 +112,17 @@ void set_error_in_flight() noexcept {
 }
 
 std::string take_python_error_text() {
-  const nb::python_error error;
-  return nb::cast<std::string>(nb::str(nb::handle(error.value())));
+  nb::python_error error;
+  if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
+  const std::string text = text_or_empty(error.value());
+  if (text.empty()) return text_or_empty(nb::handle(error.type()).attr("__name__"));
+  return text.substr(0, text.find('\n'));
+}
+
+std::string attribute_text(PyObject* object, const char* name) {
+  const nb::object value = nb::steal(PyObject_GetAttrString(object, name));
+  if (!value.is_valid()) PyErr_Clear();
+  return value.is_valid() && !value.is_none() ? text_or_empty(value) : std::string();
 }
 
 void bind_errors(nb::module_& module) {
@@ -107,6 +138,7 @@ void bind_errors(nb::module_& module) {
     const std::string_view name = classes[i].name;
     module.attr(name.substr(name.find('.') + 1).data()) = nb::handle(g_classes[i]);
   }
+  bind_invalid_type(module);
   nb::register_exception_translator(translate);
 }
 

@@ -54,6 +54,7 @@ void import_out(const SdpaCall& call, const SdpaInputs& inputs, Array& out) {
   const SdpaProblem& problem = inputs.problem;
   import_tensor(argument, call.out, "[B, Hq, L, Dv]", out);
   if (out.read_only) fail_argument(call.name, ": out: is read-only");
+  if (out.copied) fail_argument(call.name, ": out: gives a copy of its memory, takes one to share");
   if (out.dtype != problem.dtype) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
          ", but q has ", dtype_name(problem.dtype));
@@ -101,24 +102,30 @@ Buffer output_buffer(const Device& device, Argument argument, const Result& resu
   return wrap_tensor(device, argument, result.array, layout);
 }
 
-/// Copies would hide that the caller's `out` overlaps an input or itself, so the arrays themselves
-/// are checked, as the CPU device sees them.
-void check_staged_arrays(const SdpaCall& call, const SdpaInputs& inputs, const Outputs& outputs) {
-  const Device& cpu = cpu_device();
+/// Whether `out` overlaps itself or an input, as `device` sees the arrays themselves.
+void check_arrays(const SdpaCall& call, const Device& device, const SdpaInputs& inputs,
+                  const Array& out) {
   SdpaProblem problem = inputs.problem;
   problem.return_lse = false;
   SdpaOperands operands;
-  operands.q = wrap_tensor(cpu, {call.name, "q"}, inputs.q, problem.q);
-  operands.k = wrap_tensor(cpu, {call.name, "k"}, inputs.k, problem.k);
-  operands.v = wrap_tensor(cpu, {call.name, "v"}, inputs.v, problem.v);
-  operands.out = wrap_tensor(cpu, {call.name, "out"}, outputs.out.array, problem.out);
-  validate_operands(problem, operands, *cpu.backend(), call.name);
+  operands.q = wrap_tensor(device, {call.name, "q"}, inputs.q, problem.q);
+  operands.k = wrap_tensor(device, {call.name, "k"}, inputs.k, problem.k);
+  operands.v = wrap_tensor(device, {call.name, "v"}, inputs.v, problem.v);
+  operands.out = wrap_tensor(device, {call.name, "out"}, out, problem.out);
+  validate_operands(problem, operands, *device.backend(), call.name);
 }
 
-/// Whether every array of the call lies in host memory that `device` cannot see.
-bool all_staged(const Device& device, const SdpaInputs& inputs, const Outputs& outputs) {
+/// Whether every array of the call lies in host memory that `device` cannot see. Copies would hide
+/// an overlap.
+bool all_staged(const Device& device, const SdpaInputs& inputs, const Array& out) {
   return needs_staging(device, inputs.q) && needs_staging(device, inputs.k) &&
-         needs_staging(device, inputs.v) && needs_staging(device, outputs.out.array);
+         needs_staging(device, inputs.v) && needs_staging(device, out);
+}
+
+/// Whether `device` sees every array of the call.
+bool none_staged(const Device& device, const SdpaInputs& inputs, const Array& out) {
+  return !needs_staging(device, inputs.q) && !needs_staging(device, inputs.k) &&
+         !needs_staging(device, inputs.v) && !needs_staging(device, out);
 }
 
 /// Memory, work, and copies back where the device needed them. Needs no GIL.
@@ -139,12 +146,10 @@ void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const O
   if (needs_staging(device, outputs.lse.array)) stage_out(operands.lse, outputs.lse.array);
 }
 
-void require_places(const SdpaCall& call, const SdpaInputs& inputs, const Outputs& outputs,
-                    const Device& device) {
+void require_places(const SdpaCall& call, const SdpaInputs& inputs, const Device& device) {
   require_place(call, "q", inputs.q, device);
   require_place(call, "k", inputs.k, device);
   require_place(call, "v", inputs.v, device);
-  require_place(call, "out", outputs.out.array, device);
 }
 
 nb::object call_sdpa(const SdpaCall& call) {
@@ -156,9 +161,10 @@ nb::object call_sdpa(const SdpaCall& call) {
   validate_problem(inputs.problem, device.limits(), call.name);
   Outputs outputs;
   make_outputs(call, device, inputs, outputs);
-  require_places(call, inputs, outputs, device);
-  if (call.out != nullptr && all_staged(device, inputs, outputs)) {
-    check_staged_arrays(call, inputs, outputs);
+  require_places(call, inputs, device);
+  require_place(call, "out", outputs.out.array, device);
+  if (call.out != nullptr && all_staged(device, inputs, outputs.out.array)) {
+    check_arrays(call, cpu_device(), inputs, outputs.out.array);
   }
   without_gil([&] { run(call, device, inputs, outputs); });
   const Argument argument{call.name, "q"};
@@ -179,12 +185,25 @@ std::string staging_text(const Device& device, const SdpaInputs& inputs) {
   return text_of("copies of ", names, " go from host memory to Metal, and results back\n");
 }
 
+/// What sdpa() would refuse about `out`.
+void check_planned_out(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {
+  Array out;
+  import_out(call, inputs, out);
+  inputs.problem.out = tensor_layout({call.name, "out"}, out);
+  require_place(call, "out", out, device);
+  if (all_staged(device, inputs, out)) check_arrays(call, cpu_device(), inputs, out);
+  if (none_staged(device, inputs, out)) check_arrays(call, device, inputs, out);
+}
+
 nb::object call_plan(const SdpaCall& call) {
   SdpaInputs inputs;
   read_sdpa_inputs(call, inputs);
   std::optional<Device> named;
   const Device& device = choose_device(call, inputs, named);
   check_features(call, device.kind());
+  validate_problem(inputs.problem, device.limits(), call.name);
+  require_places(call, inputs, device);
+  if (call.out != nullptr) check_planned_out(call, device, inputs);
   std::string text = plan_sdpa(device, inputs.problem).describe();
   text += staging_text(device, inputs);
   return nb::str(text.c_str());

@@ -11,20 +11,40 @@
 namespace metal_sdpa::python {
 namespace {
 
-std::string describe(const GraphNodeInfo& node) {
+/// A node as Python has it, which knows its graph but does not keep it alive.
+struct Node : GraphNodeInfo {
+  std::weak_ptr<Graph::State> graph;
+};
+
+std::string describe(const Node& node) {
   return text_of("GraphNode(\"", node.label, "\", kind=", op_kind_name(node.kind),
                  ", dispatches=", node.dispatches, ")");
 }
 
+std::vector<Node> nodes_of(const Graph& graph) {
+  std::vector<Node> nodes;
+  for (GraphNodeInfo& info : graph.nodes()) nodes.push_back({std::move(info), graph.state()});
+  return nodes;
+}
+
+/// A node of the graph, or an index.
+std::size_t to_node(const Graph& graph, nb::handle node) {
+  if (!nb::isinstance<Node>(node)) return to_size({"update", "node"}, node);
+  const Node& given = nb::cast<Node&>(node);
+  if (given.graph.lock() != graph.state()) fail_argument("update: node: is of another graph");
+  return given.index;
+}
+
 void bind_node(nb::module_& module) {
-  nb::class_<GraphNodeInfo>(module, "GraphNode", "What `Graph.nodes` tells of one node.")
-      .def_ro("barrier", &GraphNodeInfo::barrier, "Whether it is a barrier placed by hand.")
-      .def_ro("kind", &GraphNodeInfo::kind, "OpKind; `other` for a barrier.")
-      .def_ro("label", &GraphNodeInfo::label, "Function or operation name; \"barrier\".")
-      .def_ro("dispatches", &GraphNodeInfo::dispatches, "That a replay encodes now.")
-      .def_ro("declared", &GraphNodeInfo::declared, "Whether reads and writes are declared.")
-      .def_ro("kv_seq_len", &GraphNodeInfo::kv_seq_len, "Of an sdpa node, else None.")
-      .def_ro("kv_capacity", &GraphNodeInfo::kv_capacity, "Of an sdpa node, else None.")
+  nb::class_<Node>(module, "GraphNode", "What `Graph.nodes` tells of one node.")
+      .def_ro("index", &Node::index, "Its place in order of encoding.")
+      .def_ro("barrier", &Node::barrier, "Whether it is a barrier placed by hand.")
+      .def_ro("kind", &Node::kind, "OpKind; `other` for a barrier.")
+      .def_ro("label", &Node::label, "Function or operation name; \"barrier\".")
+      .def_ro("dispatches", &Node::dispatches, "That a replay encodes now.")
+      .def_ro("declared", &Node::declared, "Whether reads and writes are declared.")
+      .def_ro("kv_seq_len", &Node::kv_seq_len, "Of an sdpa node, else None.")
+      .def_ro("kv_capacity", &Node::kv_capacity, "Of an sdpa node, else None.")
       .def("__repr__", &describe);
 }
 
@@ -34,7 +54,7 @@ void replay(const Graph& graph, nb::handle encoder) {
 }
 
 void update(Graph& graph, nb::handle node, nb::handle kv_seq_len) {
-  const std::size_t index = to_size({"update", "node"}, node);
+  const std::size_t index = to_node(graph, node);
   const std::int64_t length = to_int64({"update", "kv_seq_len"}, kv_seq_len);
   without_gil([&] { graph.update(index, length); });
 }
@@ -46,7 +66,7 @@ void bind_graph(nb::module_& module) {
   nb::class_<Graph>(module, "Graph",
                     "A recorded sequence of encodes that can be reordered, updated and replayed. "
                     "Safe from any thread.")
-      .def_prop_ro("nodes", &Graph::nodes, "What each node is, in order of encoding.")
+      .def_prop_ro("nodes", &nodes_of, "What each node is, in order of encoding.")
       .def(
           "reorder",
           [](Graph& self) {
@@ -60,8 +80,9 @@ void bind_graph(nb::module_& module) {
            nb::sig("def replay(self, encoder: CommandEncoder) -> None"),
            "Encodes every node; the encoder's hazard tracker decides on barriers. May be repeated.")
       .def("update", &update, nb::arg("node").none(), nb::kw_only(), nb::arg("kv_seq_len").none(),
-           nb::sig("def update(self, node: int, *, kv_seq_len: int) -> None"),
-           "Plans sdpa node `node` anew for another length, 1 to the recorded kv_capacity.\n\n"
+           nb::sig("def update(self, node: GraphNode | int, *, kv_seq_len: int) -> None"),
+           "Plans an sdpa node, given as one of `nodes` or by its index, anew for another length, "
+           "1 to the\nrecorded kv_capacity.\n\n"
            "InvalidArgument for any other node or length.");
 }
 

@@ -18,6 +18,7 @@ void set_packed(Array& array, const std::int64_t* shape, int ndim) {
   for (int i = ndim - 1; i >= 0; --i) {
     array.strides[i] = stride;
     stride *= shape[i];
+    array.empty = array.empty || shape[i] == 0;
   }
   for (int i = ndim; i < 4; ++i) {  // copies and layouts see [B, Hq, L, 1]
     array.shape[i] = 1;
@@ -77,8 +78,15 @@ bool can_allocate(const ArrayType& type) {
 
 // --- our memory ---------------------------------------------------------------------------------
 
+/// There is no memory of no bytes: an array without elements gets one that it does not use.
+Buffer empty_buffer(const Device& device, DType dtype, const Array& array) {
+  if (!array.empty) return device.empty(array.shape_list(), dtype);
+  const Buffer unused = device.empty({1}, dtype);
+  return Buffer(unused.storage(), 0, unused.byte_len(), dtype, array.shape_list());
+}
+
 void make_buffer(const Device& device, DType dtype, Result& result) {
-  result.buffer = device.empty(result.array.shape_list(), dtype);
+  result.buffer = empty_buffer(device, dtype, result.array);
   result.array.data = result.buffer.data();
   if (device.kind() != DeviceKind::metal) return;
   result.array.on_metal = true;

@@ -4,11 +4,20 @@
 #include <cmath>
 
 #include "core/layout.h"
+#include "hidden_state.h"
 
 namespace metal_sdpa::python {
 namespace {
 
 constexpr const char* kDTypes = "f32, f16 or bf16";
+
+/// The shape as Python writes it.
+std::string tuple_text(const Array& array) {
+  std::string text = text_of(array.shape_list());
+  text.front() = '(';
+  text.back() = ')';
+  return text;
+}
 
 /// A dimension that two arrays share.
 void require_extent(Argument argument, const char* extent, std::int64_t got, const char* other,
@@ -24,9 +33,26 @@ void require_dtype(Argument argument, DType got, DType wanted) {
        dtype_name(got), ", but q has ", dtype_name(wanted));
 }
 
+/// Batches, queries and keys may be none; heads and what they are made of may not.
+void require_heads(Argument argument, const Array& array, const char* width) {
+  if (array.shape[1] == 0) {
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array),
+                  " has no heads");
+  }
+  if (array.shape[3] == 0) {
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has a ",
+                  width, " of 0");
+  }
+}
+
 void check_shapes(const char* call, const Array& q, const Array& k, const Array& v) {
   const Argument k_argument{call, "k"};
   const Argument v_argument{call, "v"};
+  if (q.empty || k.empty || v.empty) {
+    require_heads({call, "q"}, q, "head_dim");
+    require_heads(k_argument, k, "head_dim");
+    require_heads(v_argument, v, "value_dim");
+  }
   require_extent(k_argument, "batch", k.shape[0], "q", q.shape[0]);
   require_extent(k_argument, "head_dim", k.shape[3], "q", q.shape[3]);
   require_extent(v_argument, "batch", v.shape[0], "q", q.shape[0]);
@@ -81,6 +107,18 @@ void set_lengths(SdpaProblem& problem, const SdpaCall& call) {
   }
 }
 
+void refuse_traced_arrays(const SdpaCall& call, const SdpaInputs& inputs) {
+  const ArrayType& q = inputs.q.type;
+  const bool has_other_out = call.out != nullptr && Py_TYPE(call.out) != q.type;
+  const ArrayType out = has_other_out ? array_type_of(call.out) : q;
+  const bool plain = q.is_plain() && inputs.k.type.is_plain() && inputs.v.type.is_plain();
+  if (plain && out.is_plain()) return;
+  refuse_traced(call.name, {{"q", call.q, q.framework},
+                            {"k", call.k, inputs.k.type.framework},
+                            {"v", call.v, inputs.v.type.framework},
+                            {"out", call.out, out.framework}});
+}
+
 }  // namespace
 
 void import_tensor(Argument argument, PyObject* object, const char* extents, Array& array) {
@@ -100,6 +138,7 @@ void import_tensor(Argument argument, PyObject* object, const char* extents, Arr
 }
 
 TensorLayout tensor_layout(Argument argument, const Array& array) {
+  if (array.empty) return {};  // NumPy gives such arrays strides of 0
   if (array.shape[3] > 1 && array.strides[3] != 1) {
     fail_argument(argument.call, ": ", argument.name, ": the last dimension has a stride of ",
                   array.strides[3], " elements, takes 1");
@@ -109,6 +148,7 @@ TensorLayout tensor_layout(Argument argument, const Array& array) {
 
 Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
                    TensorLayout& layout) {
+  if (array.empty) return {};
   const std::int64_t size = static_cast<std::int64_t>(dtype_size(array.dtype));
   const TensorView view{array.shape[0], array.shape[1], array.shape[2],
                         array.shape[3], layout,         size};
@@ -117,9 +157,6 @@ Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
   if (!element_extent(view, first, last)) {
     fail_argument(argument.call, ": ", argument.name,
                   ": its strides reach further than 64 bits count");
-  }
-  if (array.data == nullptr) {
-    fail_argument(argument.call, ": ", argument.name, ": the array has no memory");
   }
   const std::int64_t elements = last - first + 1;
   layout.offset = -first;
@@ -138,6 +175,7 @@ void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
   import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", inputs.q);
   import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", inputs.k);
   import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", inputs.v);
+  refuse_traced_arrays(call, inputs);
   check_shapes(call.name, inputs.q, inputs.k, inputs.v);
   SdpaProblem& problem = inputs.problem;
   set_shape(problem, inputs.q, inputs.k, inputs.v);

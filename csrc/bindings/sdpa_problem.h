@@ -23,7 +23,7 @@ void import_tensor(Argument argument, PyObject* object, const char* extents, Arr
 TensorLayout tensor_layout(Argument argument, const Array& array);
 
 /// The bytes that the tensor touches, wrapped for the device; `layout.offset` becomes the distance
-/// from their start to element 0.
+/// from their start to element 0. An empty Buffer where the tensor has no element.
 Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
                    TensorLayout& layout);
 

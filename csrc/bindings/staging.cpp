@@ -27,6 +27,7 @@ void for_each_row(char* packed, const Array& array, Copy&& copy) {
 }  // namespace
 
 Buffer stage_empty(const Device& device, const Array& array, TensorLayout& layout) {
+  if (array.empty) return {};
   layout = {0, array.shape[1] * array.shape[2] * array.shape[3], array.shape[2] * array.shape[3],
             array.shape[3]};
   return device.empty(array.shape_list(), array.dtype);

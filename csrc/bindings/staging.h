@@ -12,7 +12,7 @@ inline bool needs_staging(const Device& device, const Array& array) {
 }
 
 /// Packed memory of the device for a tensor [B, H, rows, width]; `layout` becomes that of the copy.
-/// Needs no GIL.
+/// An empty Buffer where the tensor has no element. Needs no GIL.
 Buffer stage_empty(const Device& device, const Array& array, TensorLayout& layout);
 
 /// The same with the tensor's elements.

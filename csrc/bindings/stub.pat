@@ -15,6 +15,9 @@ _core.__prefix__:
     class InvalidArgument(Error, ValueError):
         """A value, shape, state or range that the call does not take."""
 
+    class InvalidType(InvalidArgument, TypeError):
+        """An argument of a Python type that the call does not take."""
+
     class UnsupportedDType(Error, TypeError):
         """A dtype, or a mix of dtypes, that the kernel does not take."""
 

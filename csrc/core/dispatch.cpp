@@ -65,7 +65,8 @@ std::vector<AddressRange> resolve_ranges(const Ranges& ranges, const SdpaOperand
 
 /// Whether what a binding of q, k and v starts with stands on 16 bytes.
 bool starts_aligned(const SdpaOperands& operands) {
-  for (const Buffer* buffer : {&operands.q, &operands.k, &operands.v}) {
+  for (const PlanOperand operand : {PlanOperand::q, PlanOperand::k, PlanOperand::v}) {
+    const Buffer* buffer = operand_buffer(operand, operands);
     if ((buffer->storage()->address + buffer->byte_offset()) % 16 != 0) return false;
   }
   return true;
@@ -124,7 +125,7 @@ void record_node(Graph::State& graph, const KernelRegistry& registry, const Sdpa
   full.kv_len = full.kv_capacity;
   full.kv_lengths.clear();
   ScratchList scratch;
-  reserve_scratch(backend, backend.plan_sdpa(full, device.options()), scratch);
+  reserve_scratch(backend, plan_valid(backend, full, device.options()), scratch);
   reserve_scratch(backend, plan, scratch);
   std::vector<DispatchRecord> records = resolve_plan(backend, registry, plan, operands, scratch);
   SdpaNode node{problem, operands, registry, std::move(scratch), std::move(records)};
@@ -133,6 +134,13 @@ void record_node(Graph::State& graph, const KernelRegistry& registry, const Sdpa
 }
 
 }  // namespace
+
+Plan plan_valid(const Backend& backend, const SdpaProblem& problem, const DeviceOptions& options) {
+  if (problem.batch > 0 && problem.seq_len > 0) return backend.plan_sdpa(problem, options);
+  Plan plan;
+  plan.reason = "the output has no element";
+  return plan;
+}
 
 void reserve_scratch(Backend& backend, const Plan& plan, ScratchList& scratch) {
   for (std::size_t i = 0; i < kMaxScratch; ++i) {
@@ -157,7 +165,7 @@ std::vector<DispatchRecord> resolve_plan(Backend& backend, const KernelRegistry&
 
 Plan plan_sdpa(const Device& device, const SdpaProblem& problem) {
   validate_problem(problem, device.limits(), "plan_sdpa");
-  return device.backend()->plan_sdpa(problem, device.options());
+  return plan_valid(*device.backend(), problem, device.options());
 }
 
 void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const Device& device,
@@ -169,7 +177,7 @@ void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const 
   Backend& backend = *device.backend();
   validate_problem(problem, backend.limits(), "encode_sdpa");
   validate_operands(problem, operands, backend, "encode_sdpa");
-  const Plan plan = backend.plan_sdpa(problem, device.options());
+  const Plan plan = plan_valid(backend, problem, device.options());
   if (state.capture != nullptr) {
     record_node(*state.capture, registry, operands, problem, plan, device);
     return;
@@ -194,7 +202,7 @@ void sdpa(const Device& device, const SdpaOperands& operands, const SdpaProblem&
   Backend& backend = *device.backend();
   validate_problem(problem, backend.limits(), "sdpa");
   validate_operands(problem, operands, backend, "sdpa");
-  const Plan plan = backend.plan_sdpa(problem, device.options());
+  const Plan plan = plan_valid(backend, problem, device.options());
   ScratchList scratch;
   reserve_scratch(backend, plan, scratch);
   backend.run_plan(default_registry(device), plan, operands, scratch, device.options());

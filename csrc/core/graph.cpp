@@ -68,6 +68,7 @@ std::vector<GraphNodeInfo> Graph::nodes() const {
   infos.reserve(state_->nodes.size());
   for (const GraphNode& node : state_->nodes) {
     infos.push_back(std::visit([](const auto& entry) { return describe(entry); }, node));
+    infos.back().index = infos.size() - 1;
   }
   return infos;
 }
@@ -112,7 +113,7 @@ void Graph::update(std::size_t index, std::int64_t kv_seq_len) {
   problem.kv_len = kv_seq_len;
   problem.kv_lengths.clear();
   Backend& backend = *state_->device.backend();
-  const Plan plan = backend.plan_sdpa(problem, state_->device.options());
+  const Plan plan = plan_valid(backend, problem, state_->device.options());
   reserve_scratch(backend, plan, node->scratch);
   node->records = resolve_plan(backend, node->registry, plan, node->operands, node->scratch);
   node->problem = std::move(problem);

@@ -14,9 +14,12 @@ struct Axis {
   std::int64_t stride;
 };
 
+/// An axis of one entry has no stride, whatever the layout says: it may be any number.
+Axis axis_of(std::int64_t count, std::int64_t stride) { return {count, count > 1 ? stride : 0}; }
+
 std::array<Axis, 3> row_axes(const TensorView& view) {
-  return {Axis{view.batch, view.layout.batch_stride}, Axis{view.heads, view.layout.head_stride},
-          Axis{view.rows, view.layout.row_stride}};
+  return {axis_of(view.batch, view.layout.batch_stride),
+          axis_of(view.heads, view.layout.head_stride), axis_of(view.rows, view.layout.row_stride)};
 }
 
 /// Byte addresses of the first element of every row, sorted. A broadcast axis (stride 0) counts
@@ -87,7 +90,7 @@ bool rows_overlap(const std::vector<std::int64_t>& a, std::int64_t a_bytes,
 }  // namespace
 
 bool overlaps_itself(const TensorView& view) {
-  if (nested_without_overlap(view)) return false;
+  if (nested_without_overlap(view) || has_no_element(view)) return false;
   if (must_overlap(view)) return true;
   const std::vector<std::int64_t> rows = sorted_rows(view, 0);
   const std::int64_t row_bytes = view.width * view.element_size;
@@ -97,6 +100,7 @@ bool overlaps_itself(const TensorView& view) {
 
 bool views_overlap(const TensorView& a, std::uint64_t a_base, const TensorView& b,
                    std::uint64_t b_base) {
+  if (has_no_element(a) || has_no_element(b)) return false;
   std::int64_t a_first = 0, a_last = 0, b_first = 0, b_last = 0;
   if (!element_extent(a, a_first, a_last) || !element_extent(b, b_first, b_last)) return true;
   const std::int64_t a_origin = static_cast<std::int64_t>(a_base);

@@ -24,8 +24,12 @@ struct TensorView {
   std::int64_t element_size = 4;
 };
 
+inline bool has_no_element(const TensorView& view) {
+  return view.batch == 0 || view.heads == 0 || view.rows == 0;
+}
+
 /// Elements first..last (inclusive) from the start of the buffer; false where 64 bits overflow.
-/// Inline, because every call asks some 12 times.
+/// They mean nothing for a view without elements. Inline, because every call asks some 12 times.
 inline bool element_extent(const TensorView& view, std::int64_t& first, std::int64_t& last) {
   std::int64_t low = view.layout.offset;
   std::int64_t high = view.layout.offset;

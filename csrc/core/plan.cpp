@@ -13,6 +13,7 @@ std::string grid_text(const GridSize& grid) {
 }  // namespace
 
 std::string Plan::describe() const {
+  if (steps.empty()) return text_of("nothing to run: ", reason, "\n");
   std::string text;
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const PlanStep& step = steps[i];

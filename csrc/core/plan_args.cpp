@@ -35,6 +35,7 @@ PlanRange range_of(const SdpaProblem& problem, PlanOperand operand, std::int64_t
   const TensorView view{problem.batch, heads, rows, width, layout, size};
   std::int64_t first = 0;
   std::int64_t last = 0;
+  if (rows == 0) return {operand, 0, 0};  // k and v of no keys
   if (!element_extent(view, first, last)) return {operand, 0, 0};
   return {operand, static_cast<std::uint64_t>(first * size),
           static_cast<std::uint64_t>((last - first + 1) * size)};

@@ -22,9 +22,9 @@ class Checker {
     fail_argument(call_, ": ", parts...);
   }
 
-  void extent(const char* name, std::int64_t value) const {
-    if (value >= 1 && value <= INT32_MAX) return;
-    fail(name, ": ", value, ", takes 1 to ", INT32_MAX);
+  void extent(const char* name, std::int64_t value, std::int64_t least) const {
+    if (value >= least && value <= INT32_MAX) return;
+    fail(name, ": ", value, ", takes ", least, " to ", INT32_MAX);
   }
 
   const char* call() const { return call_; }
@@ -34,13 +34,13 @@ class Checker {
 };
 
 void check_shape(const SdpaProblem& p, const DeviceLimits& limits, const Checker& check) {
-  check.extent("batch", p.batch);
-  check.extent("n_heads", p.n_heads);
-  check.extent("n_kv_heads", p.n_kv_heads);
-  check.extent("seq_len", p.seq_len);
-  check.extent("kv_capacity", p.kv_capacity);
-  check.extent("head_dim", p.head_dim);
-  check.extent("value_dim", p.value_dim);
+  check.extent("batch", p.batch, 0);
+  check.extent("n_heads", p.n_heads, 1);
+  check.extent("n_kv_heads", p.n_kv_heads, 1);
+  check.extent("seq_len", p.seq_len, 0);
+  check.extent("kv_capacity", p.kv_capacity, 0);
+  check.extent("head_dim", p.head_dim, 1);
+  check.extent("value_dim", p.value_dim, 1);
   if (p.n_heads % p.n_kv_heads != 0) {
     check.fail("n_heads: ", p.n_heads, " is no multiple of n_kv_heads ", p.n_kv_heads);
   }
@@ -107,7 +107,11 @@ TensorView lse_view(const SdpaProblem& p) {
 void check_buffer(const NamedOperand& operand, DType wanted, const char* wanted_of,
                   const Backend& backend, const Checker& check) {
   const Buffer& buffer = *operand.buffer;
-  if (!buffer.valid()) check.fail(operand.name, ": the buffer is empty");
+  if (!buffer.valid()) {
+    // There is no Buffer of no bytes, so that an operand without elements needs none.
+    if (has_no_element(operand.view)) return;
+    check.fail(operand.name, ": the buffer is empty");
+  }
   if (buffer.storage()->backend != &backend) {
     check.fail(operand.name, ": the buffer belongs to another device than ",
                device_kind_name(backend.kind()));
@@ -121,11 +125,13 @@ void check_extent(NamedOperand& operand, const Checker& check) {
   std::int64_t first = 0;
   std::int64_t last = 0;
   if (!element_extent(operand.view, first, last)) {
+    if (has_no_element(operand.view)) return;
     check.fail(operand.name, ": its strides reach further than 64 bits count");
   }
   const std::int64_t elements =
       static_cast<std::int64_t>(operand.buffer->byte_len()) / operand.view.element_size;
   if (first < 0 || last >= elements) {
+    if (has_no_element(operand.view)) return;
     check.fail(operand.name, ": elements ", first, " to ", last,
                " are touched, but the buffer has ", elements);
   }

@@ -14,6 +14,9 @@ class Error(Exception):
 class InvalidArgument(Error, ValueError):
     """A value, shape, state or range that the call does not take."""
 
+class InvalidType(InvalidArgument, TypeError):
+    """An argument of a Python type that the call does not take."""
+
 class UnsupportedDType(Error, TypeError):
     """A dtype, or a mix of dtypes, that the kernel does not take."""
 
@@ -375,6 +378,10 @@ class GraphNode:
     """What `Graph.nodes` tells of one node."""
 
     @property
+    def index(self) -> int:
+        """Its place in order of encoding."""
+
+    @property
     def barrier(self) -> bool:
         """Whether it is a barrier placed by hand."""
 
@@ -424,9 +431,10 @@ class Graph:
         Encodes every node; the encoder's hazard tracker decides on barriers. May be repeated.
         """
 
-    def update(self, node: int, *, kv_seq_len: int) -> None:
+    def update(self, node: GraphNode | int, *, kv_seq_len: int) -> None:
         """
-        Plans sdpa node `node` anew for another length, 1 to the recorded kv_capacity.
+        Plans an sdpa node, given as one of `nodes` or by its index, anew for another length, 1 to the
+        recorded kv_capacity.
 
         InvalidArgument for any other node or length.
         """
@@ -501,6 +509,9 @@ class SdpaParams:
     def validate(self) -> None:
         """InvalidArgument, naming the field, unless every device could run it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copy and pickle."""
+
     def __repr__(self) -> str: ...
 
 def encode_sdpa(
@@ -561,10 +572,12 @@ def sdpa(
                   not built yet: Unsupported.
 
     Returns out, or (out, lse), as new arrays of q's framework unless `out` is given. A row that sees no
-    key is 0, its lse -inf. Inputs are neither written nor copied (except onto Metal).
+    key is 0, its lse -inf; B, L and S may be 0. Inputs are neither written nor copied (except onto
+    Metal).
 
-    Errors: InvalidArgument (shapes, lengths, strides, overlap), UnsupportedDType, Unsupported (tensors
-    that require gradients while grad mode is on, memory of other devices), BufferAllocationError.
+    Errors: InvalidArgument (shapes, lengths, strides, overlap), InvalidType, UnsupportedDType,
+    Unsupported (memory of other devices; arrays that are more than their memory: that require gradients
+    while grad mode is on, have a tangent, are traced, masked or lazily negated), BufferAllocationError.
     """
 
 @overload

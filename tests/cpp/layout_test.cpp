@@ -85,3 +85,27 @@ TEST_CASE("broadcast views of 2^60 elements are judged without walking them") {
   CHECK(!views_overlap(between, 1 << 20, keys, 1 << 20));
   CHECK(views_overlap(across, 1 << 20, keys, 1 << 20));
 }
+
+TEST_CASE("views without elements overlap nothing, whatever their strides") {
+  const TensorView some{2, 2, 2, 4, {0, 16, 8, 4}, 4};
+  for (TensorView none : {TensorView{0, 2, 2, 4, {0, 0, 0, 0}, 4},
+                          TensorView{2, 2, 0, 4, {0, INT64_MIN, 1, INT64_MAX}, 4}}) {
+    CHECK(!overlaps_itself(none));
+    CHECK(!views_overlap(none, 1 << 20, some, 1 << 20));
+    CHECK(!views_overlap(some, 1 << 20, none, 1 << 20));
+  }
+}
+
+TEST_CASE("the stride of an axis of one entry counts for nothing") {
+  for (const std::int64_t stride : {INT64_MIN, INT64_MIN + 1, INT64_MAX, std::int64_t{0}}) {
+    const TensorView view{1, 2, 3, 4, {0, stride, 12, 4}, 4};
+    std::int64_t first = 0;
+    std::int64_t last = 0;
+    CHECK(element_extent(view, first, last));
+    CHECK(first == 0);
+    CHECK(last == 23);
+    CHECK(!overlaps_itself(view));
+    const TensorView crossed{1, 2, 3, 4, {0, stride, 11, 4}, 4};
+    CHECK(overlaps_itself(crossed));
+  }
+}

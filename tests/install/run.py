@@ -5,6 +5,7 @@
    find_package; it must print what the comment in it says.
 3. So is this directory, with consumer.cpp.
 4. The library, the package and the CMake package agree on the version.
+5. The shared libraries export names of their own and no others.
 
 Run with the interpreter that has the wheel; cmake must be on the path.
 """
@@ -93,23 +94,42 @@ def check_versions(directory: Path) -> None:
     print(f"version {versions[0]} everywhere")
 
 
+# Members of the namespace metal_sdpa, and what exceptions and virtual calls of its classes need.
+OURS = re.compile(r"_?_Z(N|NK|TIN|TSN|TVN)10metal_sdpa")
+# Exceptions are caught by it.
+ERROR_TYPE = "_ZTIN10metal_sdpa5ErrorE"
+
+
+def exported(binary: Path, directory: Path) -> list[str]:
+    """Names that other binaries can link or replace."""
+    command = ["nm", "-gU"] if sys.platform == "darwin" else ["nm", "-D", "--defined-only"]
+    lines = run([*command, binary], directory).splitlines()
+    names = [line.split()[-1].split("@")[0] for line in lines if len(line.split()) > 1]
+    return [name.removeprefix("_") if sys.platform == "darwin" else name for name in names]
+
+
 def check_symbols(directory: Path) -> None:
-    """Neither binary may export symbols that are one for the whole process."""
+    """No template of the standard library, no unique symbol, nothing of metal-cpp or nanobind."""
     names = "import metal_sdpa._core as c, metal_sdpa; print(c.__file__)"
     module = Path(run([sys.executable, "-c", names], directory).strip())
-    for binary in (module, *sorted((module.parent / "lib").glob("*.so"))):
-        symbols = run(["nm", "-D", "--defined-only", binary], directory).splitlines()
-        unique = [symbol for symbol in symbols if symbol.split()[-2] == "u"]
-        assert not unique, f"{binary.name} exports unique symbols: {unique[:3]}"
-    print("no symbols for the whole process")
+    assert exported(module, directory) == ["PyInit__core"], exported(module, directory)
+    (library,) = [path for path in (module.parent / "lib").glob("*.[sd]*") if is_library(path)]
+    symbols = exported(library, directory)
+    strangers = [name for name in symbols if not OURS.match(name)]
+    assert not strangers, f"{library.name} exports {len(strangers)} strangers: {strangers[:3]}"
+    assert ERROR_TYPE in symbols, f"{library.name} keeps the type of its errors to itself"
+    print(f"{library.name} exports {len(symbols)} symbols, all its own")
+
+
+def is_library(path: Path) -> bool:
+    return not path.is_symlink() and (".so" in path.name or path.suffix == ".dylib")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         check_versions(directory)
-        if sys.platform == "linux":
-            check_symbols(directory)
+        check_symbols(directory)
         check_python_blocks(directory)
         check_cpp_block(directory)
         check_consumer(directory)

@@ -20,6 +20,7 @@ FRAGMENT = "shaders/fragment.h"
 DEVICE = "metal_device_test"
 FAULT = "metal_software_fault_test"
 LIFETIME = "metal_software_lifetime_test"
+EMPTY = "empty_test"
 BARRIER = "metal_software_barrier_test"
 PLANNER = "metal_plan_test"
 PLAN_TILES = "metal_plan_tiles_test"
@@ -57,6 +58,22 @@ HOST_MUTANTS = (
         "overlap(a.writes, b.writes) || overlap(a.writes, b.reads)",
         BARRIER,
         "software metal: write after read waits too",
+    ),
+    mutant(
+        "no queries are planned all the same",
+        "csrc/core/dispatch.cpp",
+        "if (problem.batch > 0 && problem.seq_len > 0) return backend.plan_sdpa(problem, options);",
+        "if (problem.batch > 0) return backend.plan_sdpa(problem, options);",
+        EMPTY,
+        "rows without keys are 0 with lse -inf, and no rows are nothing to run",
+    ),
+    mutant(
+        "no keys are refused",
+        "csrc/core/validation.cpp",
+        'check.extent("kv_capacity", p.kv_capacity, 0);',
+        'check.extent("kv_capacity", p.kv_capacity, 1);',
+        EMPTY,
+        "rows without keys are 0 with lse -inf, and no rows are nothing to run",
     ),
     mutant(
         "missing retain of a wrapped buffer",

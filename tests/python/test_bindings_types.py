@@ -177,12 +177,52 @@ def captured() -> metal_sdpa.Graph:
     return recording.end_capture()
 
 
+# Right types of a wrong value.
+VALUES = {
+    "pair", "grid", "grid big", "reads", "constant index", "sdpa empty", "sdpa big",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_the_text_is_ours(name: str) -> None:
     call, text = CALLS[name]
     with pytest.raises(InvalidArgument) as caught:
         call()
     assert str(caught.value).startswith(text)
+    assert isinstance(caught.value, TypeError) == (name not in VALUES)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, InvalidArgument, metal_sdpa.InvalidType])
+def test_a_wrong_type_is_caught_by_each_of_its_names(error: type[Exception]) -> None:
+    for call in (lambda: sdpa(Q, Q, Q, causal=1), lambda: sdpa(Odd(), Q, Q), lambda: Device(3)):
+        with pytest.raises(error, match="got a"):
+            call()
+    assert issubclass(metal_sdpa.InvalidType, metal_sdpa.Error)
+    with pytest.raises(InvalidArgument) as caught:
+        sdpa(Q, Q, Q, scale=float("nan"))
+    assert not isinstance(caught.value, TypeError)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, 10**5000], ids=["huge", "-huge", "huger"])
+def test_numbers_out_of_range(value: int) -> None:
+    for call, start in (
+        (lambda: sdpa(Q, Q, Q, scale=value), "sdpa: scale: "),
+        (lambda: SdpaParams(2, 1, 8, 1, 1, value), "SdpaParams: scale: "),
+        (lambda: set_field("scale", value), "SdpaParams: scale: "),
+    ):
+        with pytest.raises(InvalidArgument, match=start + "an int is out of range"):
+            call()
+    for call, start in (
+        (lambda: sdpa(Q, Q, Q, q_start=value), "sdpa: q_start: "),
+        (lambda: sdpa(Q, Q, Q, kv_lengths=[value]), "sdpa: kv_lengths: "),
+        (lambda: set_field("head_dim", value), "SdpaParams: head_dim: "),
+        (lambda: Device("cpu", threads=value), "Device: threads: "),
+    ):
+        with pytest.raises(InvalidArgument, match=start + "an int does not fit into 64 bits"):
+            call()
 
 
 DTYPES = {
@@ -294,3 +334,29 @@ def test_plan_tells_the_kernel_and_runs_nothing() -> None:
     assert np.isnan(out).all()
     with pytest.raises(InvalidArgument, match="plan: k: head_dim 7, but q has 8"):
         metal_sdpa.plan(Q, Q[..., :7], Q)
+
+
+def bad_outs() -> dict[str, Any]:
+    locked = Q.copy()
+    locked.flags.writeable = False
+    return {
+        "shape": np.zeros((1, 2, 2, 8), np.float32),
+        "dtype": Q.astype(np.float16),
+        "stride": np.zeros((1, 2, 3, 16), np.float32)[..., ::2],
+        "read-only": locked,
+        "itself": np.lib.stride_tricks.as_strided(Q.copy(), Q.shape, (0, 0, 32, 4)),
+        "input": Q,
+        "type": [1.0],
+        "swapped": Q.astype(">f4"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_outs())
+def test_plan_refuses_the_outputs_that_sdpa_refuses(name: str, device: Device) -> None:
+    out = bad_outs()[name]
+    with pytest.raises(metal_sdpa.Error) as by_sdpa:
+        sdpa(Q, Q, Q, out=out, device=device)
+    with pytest.raises(metal_sdpa.Error) as by_plan:
+        metal_sdpa.plan(Q, Q, Q, out=out, device=device)
+    assert type(by_plan.value) is type(by_sdpa.value)
+    assert str(by_plan.value) == str(by_sdpa.value).replace("sdpa: ", "plan: ", 1)

@@ -233,3 +233,33 @@ def test_a_graph_keeps_its_memory_alive(device: Device) -> None:
     del attention
     replay(Arena.of(device), graph)
     assert np.array_equal(held.result(), want)
+
+
+def test_a_node_is_known_by_itself_or_by_its_index(device: Device) -> None:
+    attention = Attention.of(device, SdpaParams(4, 2, 8, 1, 1, kv_capacity=9))
+    recorder = device.command_encoder()
+    recorder.begin_capture()
+    attention.encode(recorder)
+    recorder.memory_barrier()
+    attention.encode(recorder)
+    graph = recorder.end_capture()
+    assert [node.index for node in graph.nodes] == [0, 1, 2]
+    graph.update(graph.nodes[2], kv_seq_len=5)
+    graph.update(0, kv_seq_len=3)
+    node = graph.nodes[0]
+    graph.reorder()
+    graph.update(node, kv_seq_len=4)
+    assert [node.kv_seq_len for node in graph.nodes] == [4, None, 5]
+    with pytest.raises(metal_sdpa.InvalidArgument, match="update: node: 1 is no sdpa node"):
+        graph.update(graph.nodes[1], kv_seq_len=2)
+    with pytest.raises(metal_sdpa.InvalidArgument, match="update: node: is of another graph"):
+        graph.update(recorded_again(attention).nodes[0], kv_seq_len=2)
+    with pytest.raises(metal_sdpa.InvalidType, match="update: node: got a str"):
+        graph.update("0", kv_seq_len=2)
+
+
+def recorded_again(attention: Attention) -> Graph:
+    recorder = attention.device.command_encoder()
+    recorder.begin_capture()
+    attention.encode(recorder)
+    return recorder.end_capture()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -52,6 +55,29 @@ def test_defaults() -> None:
     params = SdpaParams(4, 2, 8, 3, 5)
     assert (params.scale, params.kv_capacity, params.do_causal) == (1.0, 0, True)
     params.validate()
+
+
+class MoreParams(SdpaParams):
+    """An engine's own."""
+
+
+def test_copies_and_pickles_hold_every_field() -> None:
+    for kind in (SdpaParams, MoreParams):
+        params = kind(**VALID | {"do_causal": False})
+        copies = [copy.copy(params), copy.deepcopy([params])[0]]
+        copies += [
+            pickle.loads(pickle.dumps(params, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)
+        ]
+        for made in copies:
+            assert type(made) is kind
+            assert made is not params
+            assert {name: getattr(made, name) for name in VALID} == {
+                name: getattr(params, name) for name in VALID
+            }
+        copies[0].seq_len = 7
+        assert params.seq_len == VALID["seq_len"]
+    unchecked = SdpaParams(0, -1, 0, 0, 0, float("inf"))
+    assert repr(copy.copy(unchecked)) == repr(unchecked)
 
 
 BAD_FIELDS = [

@@ -15,6 +15,7 @@ namespace metal_sdpa {
 
 /// What `Graph::nodes` tells of one node.
 struct GraphNodeInfo {
+  std::size_t index = 0;                   ///< in order of encoding; reorder() moves no sdpa node
   bool barrier = false;                    ///< a barrier placed by hand
   OpKind kind = OpKind::other;             ///< of a barrier: other
   std::string label;                       ///< function or operation name; "barrier"

@@ -25,7 +25,8 @@ struct TensorLayout {
 
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv],
 /// lse f32 [B, Hq, L]. Query i of a sequence stands at q_start + i; with `causal` it sees keys at
-/// or before its position, else all keys below the sequence's kv_len.
+/// or before its position, else all keys below the sequence's kv_len. B, L and S may be 0: without
+/// B or L there is nothing to write, without S every row is 0 and its lse -inf.
 struct METAL_SDPA_API SdpaProblem {
   DType dtype = DType::f32;      ///< of q, k, v and out: f32, f16 or bf16
   std::int64_t batch = 1;        ///< B
@@ -53,7 +54,8 @@ struct METAL_SDPA_API SdpaProblem {
   bool per_sequence() const { return !kv_lengths.empty() || !q_starts.empty(); }
 };
 
-/// Memory of a problem. `lse` is used only with return_lse.
+/// Memory of a problem. `lse` is used only with return_lse. A tensor without elements needs no
+/// Buffer.
 struct SdpaOperands {
   Buffer q, k, v, out, lse;
 };
