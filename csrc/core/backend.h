@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,8 @@ class Pipeline {
   std::string name;
   const Backend* backend = nullptr;
   std::uint32_t max_threads_per_threadgroup = 0;
+  /// Element type of a kernel of ours that comes by hand: its dispatches are checked.
+  std::optional<DType> packed_dtype;
 };
 
 /// Functions made from one source, or a device's native kernels.

@@ -1,8 +1,11 @@
 // Reads and checks what a launch of the straightforward kernel was given.
 #include "cpu/sdpa_packed.h"
 
+#include <cstring>
 #include <stdexcept>
+#include <string>
 
+#include "core/packed_launch.h"
 #include "cpu/sdpa.h"
 #include "shaders/sdpa_params.h"
 
@@ -34,44 +37,35 @@ SdpaArgs args_from_params(const SdpaParamsBlock& params) {
   return args;
 }
 
-/// Throws what fails the command buffer: arguments that come by hand may not fit the memory.
-void check_args(const SdpaArgs& args) {
-  const bool fits = args.head_dim <= kMaxHeadDim && args.value_dim <= kMaxHeadDim &&
-                    args.span_len >= 1 && args.span_len <= kStraightSpan && args.n_heads >= 1 &&
-                    args.n_kv_heads >= 1 && args.n_heads % args.n_kv_heads == 0;
-  if (!fits) throw std::invalid_argument("the argument block holds values the kernel cannot take");
-}
-
-/// The packed form has its tensors' sizes in the parameters: every binding must hold them.
-void check_packed(const NativeLaunch& launch, const SdpaParamsBlock& params, std::size_t element) {
-  const std::size_t width = params.head_dim * element;
-  const std::size_t batch = launch.threadgroups.x;
-  const std::size_t q_bytes = batch * params.n_heads * params.seq_len * width;
-  const std::size_t kv_bytes = batch * params.n_kv_heads * params.kv_capacity * width;
-  const bool fits = params.kv_seq_len <= params.kv_capacity &&
-                    launch.bindings[SDPA_BUFFER_Q].byte_len >= q_bytes &&
-                    launch.bindings[SDPA_BUFFER_K].byte_len >= kv_bytes &&
-                    launch.bindings[SDPA_BUFFER_V].byte_len >= kv_bytes &&
-                    launch.bindings[SDPA_BUFFER_OUT].byte_len >= q_bytes;
-  if (!fits) throw std::invalid_argument("a buffer is smaller than the parameters say");
+PackedLaunch packed_launch(const NativeLaunch& launch, std::size_t element_size) {
+  PackedLaunch packed;
+  packed.element_size = element_size;
+  packed.max_head_dim = kMaxHeadDim;
+  packed.threadgroups = launch.threadgroups;
+  for (std::size_t i = 0; i < packed.buffers.size(); ++i) {
+    const BoundMemory& memory = launch.bindings[i];
+    packed.buffers[i] = {reinterpret_cast<std::uint64_t>(memory.data), memory.byte_len};
+  }
+  return packed;
 }
 
 SdpaArgs packed_args(const NativeLaunch& launch, std::size_t element_size) {
-  if (launch.bindings[SDPA_BUFFER_PARAMS].byte_len < sizeof(SdpaParamsBlock)) {
+  const BoundMemory& memory = launch.bindings[SDPA_BUFFER_PARAMS];
+  if (memory.byte_len < sizeof(SdpaParamsBlock)) {
     throw std::invalid_argument("buffer 4 holds no parameter block");
   }
-  const SdpaParamsBlock& params = launch.value<SdpaParamsBlock>(SDPA_BUFFER_PARAMS);
-  check_packed(launch, params, element_size);
+  SdpaParamsBlock params;  // a copy: what is checked is what is used
+  std::memcpy(&params, memory.data, sizeof(params));
+  const std::string fault = packed_launch_fault(packed_launch(launch, element_size), params);
+  if (!fault.empty()) throw std::invalid_argument(fault);
   return args_from_params(params);
 }
 
 }  // namespace
 
 SdpaArgs launch_args(const NativeLaunch& launch, std::size_t element_size) {
-  const SdpaArgs args = launch.bound(SDPA_BUFFER_ARGS) ? launch.value<SdpaArgs>(SDPA_BUFFER_ARGS)
-                                                       : packed_args(launch, element_size);
-  check_args(args);
-  return args;
+  if (launch.bound(SDPA_BUFFER_ARGS)) return launch.value<SdpaArgs>(SDPA_BUFFER_ARGS);
+  return packed_args(launch, element_size);
 }
 
 }  // namespace metal_sdpa::cpu
