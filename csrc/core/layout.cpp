@@ -14,9 +14,13 @@ struct Axis {
   std::int64_t stride;
 };
 
+/// The stride of an axis of one entry is never used and may be any number: it counts as 0.
 std::array<Axis, 3> row_axes(const TensorView& view) {
-  return {Axis{view.batch, view.layout.batch_stride}, Axis{view.heads, view.layout.head_stride},
-          Axis{view.rows, view.layout.row_stride}};
+  const auto axis = [](std::int64_t count, std::int64_t stride) {
+    return Axis{count, count > 1 ? stride : 0};
+  };
+  return {axis(view.batch, view.layout.batch_stride), axis(view.heads, view.layout.head_stride),
+          axis(view.rows, view.layout.row_stride)};
 }
 
 /// Byte addresses of the first element of every row, sorted. A broadcast axis (stride 0) counts
