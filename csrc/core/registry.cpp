@@ -230,7 +230,7 @@ std::shared_ptr<Pipeline> plan_pipeline(const KernelRegistry& registry, std::str
   sort_constants(constants);
   KernelRegistry::State& state = *registry.state();
   std::shared_ptr<Pipeline> cached =
-      find_pipeline(state.plan_pipelines, {kOwnLibrary, function, &constants});
+      find_pipeline(state.plan_pipelines, {"", function, &constants});
   if (cached != nullptr) return cached;
   std::uint64_t revision = 0;
   const LibraryPtr own = libraries_to_search(state, kOwnLibrary, revision).front();
@@ -238,7 +238,7 @@ std::shared_ptr<Pipeline> plan_pipeline(const KernelRegistry& registry, std::str
       compiled_library(state, *own)->make_pipeline(function, constants);
 
   const std::lock_guard<std::mutex> lock(process_mutex());
-  PipelineKey key{kOwnLibrary, std::string(function), std::move(constants)};
+  PipelineKey key{"", std::string(function), std::move(constants)};
   return state.plan_pipelines.emplace(std::move(key), std::move(made)).first->second;
 }
 
