@@ -16,7 +16,7 @@
 namespace metal_sdpa::fuzz {
 namespace {
 
-using Wide = unsigned __int128;
+__extension__ typedef unsigned __int128 Wide;
 
 constexpr std::int64_t kNone = -1;
 constexpr std::int64_t kOut = 3;
