@@ -96,10 +96,23 @@ void change_number(ByteReader& bytes, HandCase& c) {
   field = bytes.one_in(2) ? bytes.pick(kNumbers) : field + (bytes.one_in(2) ? 1 : kMost);
 }
 
+/// Powers of two whose products lie around 2^64, or past it, where they would be 0.
+void make_sizes_huge(ByteReader& bytes, HandCase& c) {
+  const auto power = [&](std::int64_t low, std::int64_t high) {
+    return std::uint32_t{1} << bytes.between(low, high);
+  };
+  SdpaParamsBlock& p = c.params;
+  p.n_heads = p.n_kv_heads = power(5, 31);
+  p.head_dim = power(0, 10);
+  p.seq_len = power(5, 31);
+  p.kv_capacity = power(5, 31);
+  c.grid = {power(0, 31), 1, 1};
+}
+
 void make_hostile(ByteReader& bytes, HandCase& c) {
   constexpr float kScales[] = {std::numeric_limits<float>::quiet_NaN(),
                                std::numeric_limits<float>::infinity()};
-  switch (bytes.between(0, 12)) {
+  switch (bytes.between(0, 14)) {
     case 0:
       c.params.scale = bytes.pick(kScales);
       return;
@@ -133,6 +146,9 @@ void make_hostile(ByteReader& bytes, HandCase& c) {
     case 9:
       c.odd = bytes.between(0, kOut);
       return;
+    case 10:
+      make_sizes_huge(bytes, c);
+      return;
     default:
       change_number(bytes, c);
   }
@@ -154,7 +170,8 @@ bool parameters_fit(const HandCase& c) {
 }
 
 bool bindings_fit(const HandCase& c) {
-  if (c.missing != kNone || c.surplus != kNone || c.odd != kNone) return false;
+  if (c.missing != kNone || c.surplus != kNone) return false;
+  if (c.odd != kNone && c.odd != c.inlined) return false;  // bytes are a copy, which is aligned
   if (c.inlined == kOut) return false;
   if (c.inlined != kNone && bound_bytes(c, static_cast<std::size_t>(c.inlined)) > kMaxInlineBytes) {
     return false;
