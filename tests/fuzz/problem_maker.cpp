@@ -203,8 +203,11 @@ void make_hostile(ByteReader& bytes, SdpaProblem& p) {
       return;
     default:
       std::int64_t& number = *bytes.pick(numbers_of(p));
-      // a step beside the right number as often as one far off
-      number = bytes.one_in(2) ? odd : number + (number < kMost && bytes.one_in(2) ? 1 : -1);
+      // a step beside the right number as often as one far off; past an end it wraps
+      const std::uint64_t step = bytes.one_in(2) ? 1 : ~std::uint64_t{0};
+      number = bytes.one_in(2)
+                   ? odd
+                   : static_cast<std::int64_t>(static_cast<std::uint64_t>(number) + step);
   }
 }
 
