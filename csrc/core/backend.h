@@ -43,6 +43,10 @@ class Pipeline {
   std::uint32_t max_threads_per_threadgroup = 0;
   /// Element type of a kernel of ours that comes by hand: its dispatches are checked.
   std::optional<DType> packed_dtype;
+  /// Function constants of such a kernel are for plans: they ask for other bindings.
+  bool has_internal_constants = false;
+  /// Whether such a kernel checks its parameters when it runs, and fails the command buffer.
+  bool checks_parameters = false;
 };
 
 /// Functions made from one source, or a device's native kernels.

@@ -92,8 +92,8 @@ std::string memory_fault(const PackedLaunch& launch, const SdpaParamsBlock& para
                                             sizeof(SdpaParamsBlock)};
   for (std::size_t i = 0; i < needed.size(); ++i) {
     if (launch.buffers[i].byte_len >= needed[i]) continue;
-    return text_of(named(i), ": ", launch.buffers[i].byte_len, " bytes, but grid and parameters ",
-                   "make it ", needed[i]);
+    return text_of(named(i), ": ", launch.buffers[i].byte_len,
+                   " bytes, smaller than the parameters say: with the grid ", needed[i]);
   }
   for (std::size_t i = 0; i < needed.size(); ++i) {
     if (i == SDPA_BUFFER_OUT) continue;
@@ -138,6 +138,9 @@ std::string binding_fault(const Dispatch& dispatch, PackedLaunch& launch) {
 }
 
 std::string dispatch_fault(const Dispatch& dispatch, PackedLaunch& launch) {
+  if (dispatch.pipeline->has_internal_constants) {
+    return "pipeline: its function constants are internal, takes the one without any";
+  }
   const GridSize& size = dispatch.threadgroup_size;
   if (size.x != SDPA_TILE_Q || size.y != 1 || size.z != 1) {
     return text_of("threadgroup_size: [", size.x, ", ", size.y, ", ", size.z, "], takes [",
@@ -146,7 +149,8 @@ std::string dispatch_fault(const Dispatch& dispatch, PackedLaunch& launch) {
   std::string fault = binding_fault(dispatch, launch);
   if (!fault.empty()) return fault;
   const InlineBytes& bytes = find_binding(dispatch, SDPA_BUFFER_PARAMS)->bytes;
-  if (bytes.empty()) return {};  // in a Buffer
+  const bool is_late = bytes.empty() || dispatch.pipeline->checks_parameters;
+  if (is_late) return {};  // those in a Buffer may change until the dispatch runs
   SdpaParamsBlock params;
   std::memcpy(&params, bytes.data(), sizeof(params));
   return packed_launch_fault(launch, params);

@@ -38,8 +38,8 @@ struct PackedLaunch {
 /// may run. Exact for any numbers.
 std::string packed_launch_fault(const PackedLaunch& launch, const SdpaParamsBlock& params);
 
-/// InvalidArgument, beginning with `call`, unless a dispatch of a packed kernel may run. Parameters
-/// in a Buffer may change until the dispatch runs: the CPU's kernel checks them then.
+/// InvalidArgument, beginning with `call`, unless a dispatch of a packed kernel may be encoded.
+/// Its parameters are checked too, unless they are in a Buffer or the kernel checks them itself.
 void check_packed_dispatch(const Dispatch& dispatch, DType dtype, std::uint32_t max_head_dim,
                            const char* call);
 

@@ -123,13 +123,10 @@ Candidate find_function(KernelRegistry::State& state, const std::vector<LibraryP
 
 std::shared_ptr<Pipeline> make_pipeline(const Candidate& candidate, std::string_view function,
                                         const FunctionConstants& constants) {
-  if (!candidate.library->is_own()) return candidate.compiled->make_pipeline(function, constants);
-  if (!constants.empty()) {
-    fail_argument("get_pipeline: constants: \"", function, "\" of library \"", kOwnLibrary,
-                  "\" takes none");
-  }
   std::shared_ptr<Pipeline> made = candidate.compiled->make_pipeline(function, constants);
+  if (!candidate.library->is_own()) return made;
   made->packed_dtype = packed_kernel_dtype(function);
+  made->has_internal_constants = !constants.empty();
   return made;
 }
 

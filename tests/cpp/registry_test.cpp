@@ -100,9 +100,6 @@ TEST_CASE("kernels whose arguments are no contract are found by plans only") {
       CHECK(error_of([&] { registry.get_pipeline(name, {}, kOwnLibrary); }, "is internal") ==
             ErrorCode::kernel_not_found);
     }
-    // The general form of a public kernel reads an internal block.
-    CHECK(error_of([&] { registry.get_pipeline("sdpa", {{0, true}}); }, "takes none") ==
-          ErrorCode::invalid_argument);
   }
 }
 

@@ -356,8 +356,8 @@ void try_by_hand(ByteReader& bytes) {
     run_by_hand(c, device, memory);
   } catch (const Error& error) {
     if (must_run) fail_case(std::string("refused, though it fits: ") + error.what());
-    const bool is_typed = error.code() == ErrorCode::invalid_argument ||
-                          (c.params_in_buffer && error.code() == ErrorCode::command_buffer);
+    const bool is_typed =
+        error.code() == ErrorCode::invalid_argument || error.code() == ErrorCode::command_buffer;
     if (!is_typed) fail_case(std::string("refused by another error: ") + error.what());
     const MemoryBlock& out = memory.tensors[kOut];
     const std::vector<bool> none(static_cast<std::size_t>(out.elements()));
@@ -385,8 +385,8 @@ void try_names(ByteReader& bytes) {
   describe_case("get_pipeline(\"" + name + "\", " + std::to_string(constants.size()) +
                 " constants, \"" + library + "\")\n");
   const KernelRegistry registry{Device("cpu")};
-  const bool is_public = stem == "sdpa" && suffix.empty() && constants.empty() &&
-                         (library.empty() || library == "metal_sdpa");
+  const bool is_public =
+      stem == "sdpa" && suffix.empty() && (library.empty() || library == "metal_sdpa");
   try {
     registry.get_pipeline(name, constants, library);
   } catch (const Error& error) {

@@ -176,7 +176,7 @@ HOST_MUTANTS = (
         "if (grid.y > params.n_heads) {",
         "if (grid.y == 0) {",
         BY_HAND,
-        "parameters and grids that do not fit the memory are refused when encoded",
+        "parameters and grids that do not fit the memory are refused",
     ),
     mutant(
         "by hand: sizes that wrap 64 bits",
@@ -192,7 +192,7 @@ HOST_MUTANTS = (
         "if (i == SDPA_BUFFER_OUT) continue;",
         "if (i == SDPA_BUFFER_OUT || i == SDPA_BUFFER_K) continue;",
         BY_HAND,
-        "bindings that do not fit the parameters are refused when encoded",
+        "bindings that do not fit the parameters are refused",
     ),
     mutant(
         "by hand: parameters in a buffer are trusted",

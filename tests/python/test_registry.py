@@ -33,11 +33,6 @@ def test_internal_kernels_are_not_given(device: Device, name: str) -> None:
             registry.get_pipeline(name, library=library)
 
 
-def test_a_kernel_of_the_package_takes_no_constants(device: Device) -> None:
-    with pytest.raises(metal_sdpa.InvalidArgument, match='"sdpa".*takes none'):
-        KernelRegistry(device).get_pipeline("sdpa", {0: True})
-
-
 def test_unknown_names(device: Device) -> None:
     registry = KernelRegistry(device)
     with pytest.raises(metal_sdpa.KernelNotFound, match='get_pipeline: function: "no_such"'):

@@ -41,10 +41,10 @@ class METAL_SDPA_API KernelRegistry {
   void register_native(std::string name, NativeKernel kernel);
 
   /// The pipeline of `function`. Of the library's own, in library "metal_sdpa", these are sdpa,
-  /// sdpa_f16 and sdpa_bf16, which take no constants; encode_threadgroups checks what they are
-  /// given against their bindings. Libraries are searched in order of registration; InvalidArgument
-  /// where two have it and `library` is empty, or a constant is given twice; KernelNotFound where
-  /// none has it; ShaderCompilationError with the compiler's log. Made once per (device, library,
+  /// sdpa_f16 and sdpa_bf16, dispatched without constants; what they are given by hand is checked
+  /// against their bindings. Libraries are searched in order of registration; InvalidArgument where
+  /// two have it and `library` is empty, or a constant is given twice; KernelNotFound where none
+  /// has it; ShaderCompilationError with the compiler's log. Made once per (device, library,
   /// function, constants in order of index).
   std::shared_ptr<Pipeline> get_pipeline(std::string_view function,
                                          FunctionConstants constants = {},
