@@ -1,4 +1,4 @@
-"""unpack_corpus.py CORPUS FOLDER: one file for each line of hexadecimal, as libFuzzer wants them."""
+"""unpack_corpus.py CORPUS FOLDER: one file a line of hexadecimal, as libFuzzer wants them."""
 
 from __future__ import annotations
 
