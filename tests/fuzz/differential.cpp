@@ -1,8 +1,10 @@
 // What must hold of a problem: refused without a trace, or right to the bound of the README.
 #include "differential.h"
 
+#include <bit>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "oracle.h"
@@ -18,14 +20,6 @@ constexpr std::int64_t kMostOracleWork = 60000;
 
 /// Of the text by which a kernel that is asked for by name refuses a problem.
 constexpr const char* kNotTaken = "does not take this problem";
-
-struct Results {
-  std::vector<std::uint8_t> out;
-  std::vector<std::uint8_t> lse;
-  bool operator==(const Results& other) const = default;
-};
-
-Results results_of(const CaseMemory& memory) { return {memory.out.bytes(), memory.lse.bytes()}; }
 
 bool is_written(const CaseMemory& memory) {
   const std::vector<bool> none_of_out(static_cast<std::size_t>(memory.out.elements()));
@@ -69,6 +63,17 @@ Kind kind_of(float value) {
   return std::isinf(value) ? Kind::infinite : Kind::finite;
 }
 
+/// Bits of every element; NaN is NaN, whatever its payload: IEEE 754 leaves open which operand's a
+/// sum of two keeps.
+std::vector<std::uint32_t> bits_of(const Buffer& buffer) {
+  std::vector<std::uint32_t> bits;
+  for (std::size_t i = 0; i < buffer.element_count(); ++i) {
+    const float value = test::get_element(buffer, i);
+    bits.push_back(std::isnan(value) ? 0x7fc00000 : std::bit_cast<std::uint32_t>(value));
+  }
+  return bits;
+}
+
 std::vector<float> values_of(const Buffer& buffer) {
   std::vector<float> values;
   for (std::size_t i = 0; i < buffer.element_count(); ++i) {
@@ -92,6 +97,8 @@ SdpaProblem for_oracle(SdpaProblem p) {
   }
   return p;
 }
+
+using Results = std::pair<std::vector<std::uint32_t>, std::vector<std::uint32_t>>;
 
 /// The case on other instruction sets and kernels, by the direct way.
 class Comparison {
@@ -121,6 +128,12 @@ class Comparison {
 
   /// What the memory holds is the yardstick where float64 is not asked.
   void keep_straightforward() { straight_ = values_of(memory_.out.buffer(Device("cpu"))); }
+
+  /// Bits of out and lse.
+  Results results() const {
+    const SdpaOperands x = operands();
+    return {bits_of(x.out), bits_of(x.lse)};
+  }
 
   void check() const {
     check_only_owned_written(case_, memory_);
@@ -158,8 +171,8 @@ class Comparison {
 
 /// `memory` holds what the case's own way gave.
 void compare(const FuzzCase& c, CaseMemory& memory) {
-  const Results by_way = results_of(memory);
   Comparison comparison(c, memory);
+  const Results by_way = comparison.results();
   comparison.check();
   comparison.run("baseline", "sdpa", 1);
   comparison.check();
@@ -169,7 +182,7 @@ void compare(const FuzzCase& c, CaseMemory& memory) {
     const int threads = is_same ? c.options.threads % 3 + 1 : 1;
     if (!comparison.run(isa, c.problem.kernel, threads)) continue;
     comparison.check();
-    if (is_same && !(results_of(memory) == by_way)) {
+    if (is_same && comparison.results() != by_way) {
       fail_case("the bits depend on the way or on the number of threads");
     }
   }

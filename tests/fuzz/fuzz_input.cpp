@@ -4,6 +4,7 @@
 #include "by_hand.h"
 #include "byte_reader.h"
 #include "differential.h"
+#include "front_end.h"
 
 namespace metal_sdpa::fuzz {
 
@@ -16,8 +17,10 @@ void try_input(const std::uint8_t* data, std::size_t size) {
     case 2:
     case 3:
     case 4:
-    case 5:
       return try_by_hand(bytes);
+    case 5:
+    case 6:
+      return try_params(bytes);
     default:
       return try_problem(bytes);
   }
