@@ -214,7 +214,7 @@ HOST_MUTANTS = (
         "a stride that nothing uses reaches the kernels",
         "csrc/core/plan_args.cpp",
         "problem.batch > 1 ? layout.batch_stride : 0",
-        "layout.batch_stride",
+        "problem.batch > 0 ? layout.batch_stride : 0",
         "sdpa_test",
         "a stride that no second entry uses may be any number",
     ),
