@@ -1,6 +1,6 @@
 # Every command is a script in tools/; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep bench mutants lint format clean
+.PHONY: help demo test sweep fuzz bench mutants lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -13,6 +13,9 @@ test:  ## build and run every test, then the linters
 
 sweep:  ## 20,000 random problems and as many bad ones, a tenth of them under sanitizers
 	@tools/sweep.sh
+
+fuzz:  ## random inputs to the C++ API under sanitizers, for FUZZ_SECONDS (an hour)
+	@tools/fuzz.sh
 
 bench:  ## measure against the machine's limits and the installed peers
 	@tools/bench.sh

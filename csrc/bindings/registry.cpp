@@ -133,6 +133,9 @@ void bind_registry(nb::module_& module) {
                    "constants: Mapping[int, bool | int | float | tuple[DTypeLike, float]] | None = "
                    "None, library: str | None = None) -> Pipeline"),
            "The pipeline of `function`, made once per library, function and constants.\n\n"
+           "Of the package's own kernels these are sdpa, sdpa_f16 and sdpa_bf16; what they are "
+           "given "
+           "by hand\nis checked against their bindings.\n\n"
            "Libraries are searched in order of registration. A bool, int (i32) or float (f32) is a "
            "function\nconstant by index; (DType.u32, 5) where the shader declares another type. "
            "KernelNotFound where\nno library has the function for this device; "

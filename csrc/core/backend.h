@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,12 @@ class Pipeline {
   std::string name;
   const Backend* backend = nullptr;
   std::uint32_t max_threads_per_threadgroup = 0;
+  /// Element type of a kernel of ours that comes by hand: its dispatches are checked.
+  std::optional<DType> packed_dtype;
+  /// Function constants of such a kernel are for plans: they ask for other bindings.
+  bool has_internal_constants = false;
+  /// Whether such a kernel checks its parameters when it runs, and fails the command buffer.
+  bool checks_parameters = false;
 };
 
 /// Functions made from one source, or a device's native kernels.

@@ -81,7 +81,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
   if (step.aligned_constant >= 0 && starts_aligned(operands)) {
     constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
   }
-  dispatch.pipeline = registry.get_pipeline(step.kernel, constants);
+  dispatch.pipeline = plan_pipeline(registry, step.kernel, std::move(constants));
   constexpr std::size_t kConstants = 2;  // args and sequences
   dispatch.bindings.reserve(step.bindings.size() + kConstants);
   for (const PlanBinding& bound : step.bindings) {

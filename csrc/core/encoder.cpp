@@ -6,6 +6,7 @@
 
 #include "core/encoder_state.h"
 #include "core/fork.h"
+#include "core/packed_launch.h"
 #include "core/text.h"
 
 namespace metal_sdpa {
@@ -240,6 +241,10 @@ void CommandEncoder::encode_threadgroups(const std::shared_ptr<Pipeline>& pipeli
   record.access.declared = options.reads.has_value() && options.writes.has_value();
   record.access.reads = resolve_ranges(backend, options.reads, "reads");
   record.access.writes = resolve_ranges(backend, options.writes, "writes");
+  if (pipeline->packed_dtype.has_value()) {
+    check_packed_dispatch(record.dispatch, *pipeline->packed_dtype, backend.limits().max_head_dim,
+                          kEncode);
+  }
   state_->record(std::move(record));
 }
 

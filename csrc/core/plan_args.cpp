@@ -9,8 +9,12 @@
 namespace metal_sdpa {
 namespace {
 
-SdpaStrides strides_of(const TensorLayout& layout) {
-  return {layout.batch_stride, layout.head_stride, layout.row_stride};
+/// A stride that no second index uses may be any number: kernels, which also look ahead of the rows
+/// they read, get 0 for it.
+SdpaStrides strides_of(const SdpaProblem& problem, std::int64_t heads, std::int64_t rows,
+                       const TensorLayout& layout) {
+  return {problem.batch > 1 ? layout.batch_stride : 0, heads > 1 ? layout.head_stride : 0,
+          rows > 1 ? layout.row_stride : 0};
 }
 
 template <typename T>
@@ -76,10 +80,10 @@ double visible_pairs(const SdpaProblem& problem) {
 
 SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
   SdpaArgs args{};
-  args.q_stride = strides_of(problem.q);
-  args.k_stride = strides_of(problem.k);
-  args.v_stride = strides_of(problem.v);
-  args.out_stride = strides_of(problem.out);
+  args.q_stride = strides_of(problem, problem.n_heads, problem.seq_len, problem.q);
+  args.k_stride = strides_of(problem, problem.n_kv_heads, problem.kv_capacity, problem.k);
+  args.v_stride = strides_of(problem, problem.n_kv_heads, problem.kv_capacity, problem.v);
+  args.out_stride = strides_of(problem, problem.n_heads, problem.seq_len, problem.out);
   args.q_offset = problem.q.offset;
   args.k_offset = problem.k.offset;
   args.v_offset = problem.v.offset;

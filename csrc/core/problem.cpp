@@ -6,11 +6,17 @@
 namespace metal_sdpa {
 namespace {
 
+/// The largest number where 64 bits do not hold the product: no memory reaches that far.
+std::int64_t saturated_product(std::int64_t a, std::int64_t b) {
+  std::int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 TensorLayout packed_layout(std::int64_t heads, std::int64_t rows, std::int64_t width) {
   TensorLayout layout;
   layout.row_stride = width;
-  layout.head_stride = rows * width;
-  layout.batch_stride = heads * rows * width;
+  layout.head_stride = saturated_product(rows, width);
+  layout.batch_stride = saturated_product(heads, layout.head_stride);
   return layout;
 }
 

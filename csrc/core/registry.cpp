@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/fork.h"
+#include "core/packed_launch.h"
 #include "core/text.h"
 
 namespace metal_sdpa {
@@ -66,37 +67,74 @@ std::shared_ptr<Library> compiled_library(KernelRegistry::State& state,
 }
 
 struct Candidate {
-  std::string library;
+  LibraryPtr library;
   std::shared_ptr<Library> compiled;
 };
+
+/// Where a function was found that cannot be given.
+struct NearMiss {
+  std::string unusable;  ///< the first library that cannot run it, and why
+  bool internal = false;
+};
+
+[[noreturn]] void fail_function(KernelRegistry::State& state, std::string_view function,
+                                const NearMiss& miss) {
+  const char* kind = device_kind_name(state.device.kind());
+  if (!miss.unusable.empty()) {
+    fail(ErrorCode::kernel_not_found, "get_pipeline: function: \"", function,
+         "\" cannot run on the ", kind, " device: ", miss.unusable);
+  }
+  if (miss.internal) {
+    fail(ErrorCode::kernel_not_found, "get_pipeline: function: \"", function,
+         "\" is internal: its arguments are no public contract; encode_sdpa dispatches it");
+  }
+  fail(ErrorCode::kernel_not_found, "get_pipeline: function: \"", function,
+       "\" is in no library of this registry for the ", kind, " device");
+}
 
 /// The library that has `function` and can run it here.
 Candidate find_function(KernelRegistry::State& state, const std::vector<LibraryPtr>& libraries,
                         std::string_view function) {
   Candidate found;
-  std::string unusable;
+  NearMiss miss;
   for (const LibraryPtr& library : libraries) {
     const std::shared_ptr<Library> compiled = compiled_library(state, *library);
     if (!compiled->has_function(function)) continue;
+    if (library->is_own() && !packed_kernel_dtype(function).has_value()) {
+      miss.internal = true;
+      continue;
+    }
     const std::string reason = compiled->unusable_reason();
     if (!reason.empty()) {
-      if (unusable.empty()) unusable = text_of("library \"", library->name, "\" ", reason);
+      if (miss.unusable.empty()) {
+        miss.unusable = text_of("library \"", library->name, "\" ", reason);
+      }
       continue;
     }
     if (found.compiled != nullptr) {
-      fail_argument("get_pipeline: function: \"", function, "\" is in libraries \"", found.library,
-                    "\" and \"", library->name, "\"; name one of them");
+      fail_argument("get_pipeline: function: \"", function, "\" is in libraries \"",
+                    found.library->name, "\" and \"", library->name, "\"; name one of them");
     }
-    found = {library->name, compiled};
+    found = {library, compiled};
   }
-  if (found.compiled != nullptr) return found;
-  const char* kind = device_kind_name(state.device.kind());
-  if (!unusable.empty()) {
-    fail(ErrorCode::kernel_not_found, "get_pipeline: function: \"", function,
-         "\" cannot run on the ", kind, " device: ", unusable);
-  }
-  fail(ErrorCode::kernel_not_found, "get_pipeline: function: \"", function,
-       "\" is in no library of this registry for the ", kind, " device");
+  if (found.compiled == nullptr) fail_function(state, function, miss);
+  return found;
+}
+
+std::shared_ptr<Pipeline> make_pipeline(const Candidate& candidate, std::string_view function,
+                                        const FunctionConstants& constants) {
+  std::shared_ptr<Pipeline> made = candidate.compiled->make_pipeline(function, constants);
+  if (!candidate.library->is_own()) return made;
+  made->packed_dtype = packed_kernel_dtype(function);
+  made->has_internal_constants = !constants.empty();
+  return made;
+}
+
+std::shared_ptr<Pipeline> find_pipeline(const KernelRegistry::State::PipelineCache& cache,
+                                        const PipelineKeyView& key) {
+  const std::lock_guard<std::mutex> lock(process_mutex());
+  const auto hit = cache.find(key);
+  return hit == cache.end() ? nullptr : hit->second;
 }
 
 std::vector<LibraryPtr> libraries_to_search(KernelRegistry::State& state, std::string_view library,
@@ -127,6 +165,9 @@ KernelRegistry::KernelRegistry(const Device& device) : state_(std::make_shared<S
 void KernelRegistry::register_source(std::string library, std::string source) {
   if (library.empty()) fail_argument("register_source: library: got an empty name");
   if (source.empty()) fail_argument("register_source: source: got an empty text");
+  if (library == kOwnLibrary || library == kNativeLibrary) {
+    fail_argument("register_source: library: \"", library, "\" is a library of metal_sdpa's own");
+  }
   auto entry = std::make_shared<RegisteredLibrary>();
   entry->name = std::move(library);
   entry->source = std::move(source);
@@ -154,10 +195,9 @@ void KernelRegistry::register_native(std::string name, NativeKernel kernel) {
   drop_pipelines(*state_);
 }
 
-void add_library(KernelRegistry& registry, std::string name,
-                 std::function<std::shared_ptr<Library>()> open) {
+void add_own_library(KernelRegistry& registry, std::function<std::shared_ptr<Library>()> open) {
   auto entry = std::make_shared<RegisteredLibrary>();
-  entry->name = std::move(name);
+  entry->name = kOwnLibrary;
   entry->open = std::move(open);
   const std::lock_guard<std::mutex> lock(process_mutex());
   if (find_library(*registry.state(), entry->name) != nullptr) return;
@@ -168,15 +208,13 @@ std::shared_ptr<Pipeline> KernelRegistry::get_pipeline(std::string_view function
                                                        FunctionConstants constants,
                                                        std::string_view library) const {
   sort_constants(constants);
-  {
-    const std::lock_guard<std::mutex> lock(process_mutex());
-    const auto hit = state_->pipelines.find(PipelineKeyView{library, function, &constants});
-    if (hit != state_->pipelines.end()) return hit->second;
-  }
+  std::shared_ptr<Pipeline> cached =
+      find_pipeline(state_->pipelines, {library, function, &constants});
+  if (cached != nullptr) return cached;
   std::uint64_t revision = 0;
   const std::vector<LibraryPtr> libraries = libraries_to_search(*state_, library, revision);
   const Candidate candidate = find_function(*state_, libraries, function);
-  std::shared_ptr<Pipeline> made = candidate.compiled->make_pipeline(function, constants);
+  std::shared_ptr<Pipeline> made = make_pipeline(candidate, function, constants);
 
   const std::lock_guard<std::mutex> lock(process_mutex());
   if (state_->revision != revision) return made;  // registered anew meanwhile: do not keep it
@@ -184,11 +222,28 @@ std::shared_ptr<Pipeline> KernelRegistry::get_pipeline(std::string_view function
   return state_->pipelines.emplace(std::move(key), std::move(made)).first->second;
 }
 
+std::shared_ptr<Pipeline> plan_pipeline(const KernelRegistry& registry, std::string_view function,
+                                        FunctionConstants constants) {
+  sort_constants(constants);
+  KernelRegistry::State& state = *registry.state();
+  std::shared_ptr<Pipeline> cached =
+      find_pipeline(state.plan_pipelines, {"", function, &constants});
+  if (cached != nullptr) return cached;
+  std::uint64_t revision = 0;
+  const LibraryPtr own = libraries_to_search(state, kOwnLibrary, revision).front();
+  std::shared_ptr<Pipeline> made =
+      compiled_library(state, *own)->make_pipeline(function, constants);
+
+  const std::lock_guard<std::mutex> lock(process_mutex());
+  PipelineKey key{"", std::string(function), std::move(constants)};
+  return state.plan_pipelines.emplace(std::move(key), std::move(made)).first->second;
+}
+
 const Device& KernelRegistry::device() const noexcept { return state_->device; }
 
 std::size_t KernelRegistry::cached_pipelines() const {
   const std::lock_guard<std::mutex> lock(process_mutex());
-  return state_->pipelines.size();
+  return state_->pipelines.size() + state_->plan_pipelines.size();
 }
 
 std::size_t KernelRegistry::library_compiles() const {

@@ -15,6 +15,10 @@
 
 namespace metal_sdpa {
 
+/// The library of the device's attention kernels. The names of the packed kernels are public
+/// (core/packed_launch.h), all others are for plans: their arguments are no contract.
+inline constexpr const char* kOwnLibrary = "metal_sdpa";
+
 /// A library of a registry, compiled when first asked for a function. A source that is registered
 /// anew is a new entry in the same place.
 struct RegisteredLibrary {
@@ -23,6 +27,8 @@ struct RegisteredLibrary {
   std::function<std::shared_ptr<Library>()> open;  ///< opens a library that needs no compile
   std::shared_ptr<Library> compiled;               ///< guarded by `compile_mutex`
   std::mutex compile_mutex;
+
+  bool is_own() const { return name == kOwnLibrary; }
 };
 
 struct PipelineKey {
@@ -58,17 +64,22 @@ struct KernelRegistry::State {
   explicit State(const Device& owner) : device(owner) {}
 
   Device device;
-  // Both guarded by process_mutex(): held for table look-ups only, never while compiling.
+  // All guarded by process_mutex(): held for table look-ups only, never while compiling.
   std::vector<std::shared_ptr<RegisteredLibrary>> libraries;
-  std::map<PipelineKey, std::shared_ptr<Pipeline>, PipelineKeyLess> pipelines;
-  std::uint64_t revision = 0;  ///< counts registrations; a pipeline made meanwhile is not cached
+  using PipelineCache = std::map<PipelineKey, std::shared_ptr<Pipeline>, PipelineKeyLess>;
+  PipelineCache pipelines;
+  PipelineCache plan_pipelines;  ///< of kOwnLibrary, which nothing replaces
+  std::uint64_t revision = 0;    ///< counts registrations; a pipeline made meanwhile is not cached
   std::size_t library_compiles = 0;
 };
 
-/// Adds a library that is there already (a device's packaged one), opened when first needed. A
-/// library of that name that is registered already stays.
-void add_library(KernelRegistry& registry, std::string name,
-                 std::function<std::shared_ptr<Library>()> open);
+/// Adds kOwnLibrary, opened when first needed. One that is registered already stays.
+void add_own_library(KernelRegistry& registry, std::function<std::shared_ptr<Library>()> open);
+
+/// The pipeline of a kernel of kOwnLibrary, as plans name it. What a caller registers never takes
+/// its place.
+std::shared_ptr<Pipeline> plan_pipeline(const KernelRegistry& registry, std::string_view function,
+                                        FunctionConstants constants);
 
 /// The registry that `sdpa` uses for a device; made once a backend.
 const KernelRegistry& default_registry(const Device& device);

@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "core/fork.h"
+#include "core/registry.h"
 #include "core/text.h"
 #include "cpu/element.h"
 #include "cpu/fast/fast.h"
@@ -179,15 +180,19 @@ void CpuBackend::add_native(Library& library, const std::string& name, NativeKer
 }
 
 void CpuBackend::register_sdpa(KernelRegistry& registry) {
-  registry.register_native("sdpa", sdpa_kernel<float>);
-  registry.register_native("sdpa_f16", sdpa_kernel<F16>);
-  registry.register_native("sdpa_bf16", sdpa_kernel<BF16>);
-  registry.register_native("sdpa_merge", sdpa_merge_kernel<float>);
-  registry.register_native("sdpa_merge_f16", sdpa_merge_kernel<F16>);
-  registry.register_native("sdpa_merge_bf16", sdpa_merge_kernel<BF16>);
-  register_fast([&registry](const char* name, NativeKernel kernel) {
-    registry.register_native(name, kernel);
-  });
+  add_own_library(registry, [this] { return attention_library(); });
+}
+
+std::shared_ptr<Library> CpuBackend::attention_library() const {
+  auto library = std::make_shared<NativeLibrary>(*this);
+  library->add("sdpa", sdpa_kernel<float>);
+  library->add("sdpa_f16", sdpa_kernel<F16>);
+  library->add("sdpa_bf16", sdpa_kernel<BF16>);
+  library->add("sdpa_merge", sdpa_merge_kernel<float>);
+  library->add("sdpa_merge_f16", sdpa_merge_kernel<F16>);
+  library->add("sdpa_merge_bf16", sdpa_merge_kernel<BF16>);
+  register_fast([&library](const char* name, NativeKernel kernel) { library->add(name, kernel); });
+  return library;
 }
 
 Plan CpuBackend::plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const {

@@ -40,6 +40,7 @@ class CpuBackend final : public Backend {
   void replace_queue_after_fork();
 
  private:
+  std::shared_ptr<Library> attention_library() const;
   Isa isa_for(const DeviceOptions& options) const;
 
   std::string name_;

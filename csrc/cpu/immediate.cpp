@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "core/registry.h"
 #include "cpu/execute.h"
 #include "cpu/native_library.h"
 
@@ -35,8 +36,8 @@ class PlanRun final : public ImmediateWork {
   void run(ThreadPool& pool, InterruptPoller& poller) override {
     std::atomic<bool> cancelled{false};
     for (const PlanStep& step : plan_.steps) {
-      const std::shared_ptr<Pipeline> pipeline = registry_.get_pipeline(
-          step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
+      const std::shared_ptr<Pipeline> pipeline = plan_pipeline(
+          registry_, step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
       const NativeLaunch launch = bind_step(step, operands_, scratch_);
       const KernelRun kernel{static_cast<const NativePipeline&>(*pipeline), launch, step.flops,
                              threads_};

@@ -11,6 +11,7 @@ namespace metal_sdpa::cpu {
 
 class NativePipeline final : public Pipeline {
  public:
+  NativePipeline() { checks_parameters = true; }
   NativeKernel kernel = nullptr;
 };
 

@@ -131,7 +131,7 @@ void MetalBackend::add_native(Library&, const std::string& name, NativeKernel) {
 }
 
 void MetalBackend::register_sdpa(KernelRegistry& registry) {
-  add_library(registry, kPackagedName, [packaged = packaged_] { return packaged->open(); });
+  add_own_library(registry, [packaged = packaged_] { return packaged->open(); });
 }
 
 Plan MetalBackend::plan_sdpa(const SdpaProblem& problem, const DeviceOptions&) const {

@@ -6,12 +6,13 @@
 #include <string>
 
 #include "core/backend.h"
+#include "core/registry.h"
 #include "metal/library.h"
 
 namespace metal_sdpa {
 
 /// What registries call the packaged library.
-inline constexpr const char* kPackagedName = "metal_sdpa";
+inline constexpr const char* kPackagedName = kOwnLibrary;
 
 /// Opened once, when first needed. Safe from any thread.
 class PackagedKernels {

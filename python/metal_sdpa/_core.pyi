@@ -268,6 +268,9 @@ class KernelRegistry:
         """
         The pipeline of `function`, made once per library, function and constants.
 
+        Of the package's own kernels these are sdpa, sdpa_f16 and sdpa_bf16; what they are given by hand
+        is checked against their bindings.
+
         Libraries are searched in order of registration. A bool, int (i32) or float (f32) is a function
         constant by index; (DType.u32, 5) where the shader declares another type. KernelNotFound where
         no library has the function for this device; ShaderCompilationError with the compiler's log;

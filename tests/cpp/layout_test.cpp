@@ -109,3 +109,18 @@ TEST_CASE("the stride of an axis of one entry counts for nothing") {
     CHECK(overlaps_itself(crossed));
   }
 }
+
+TEST_CASE("strides of axes with one entry are never counted") {
+  for (const std::int64_t stride : {INT64_MAX, INT64_MIN}) {
+    const TensorView row{1, 1, 1, 8, {0, stride, stride, stride}, 4};
+    const TensorView rows{1, 1, 3, 8, {0, stride, stride, 8}, 4};
+    std::int64_t first = 0;
+    std::int64_t last = 0;
+    CHECK(element_extent(row, first, last));
+    CHECK(last == 7);
+    CHECK(!overlaps_itself(row));
+    CHECK(!overlaps_itself(rows));
+    CHECK(views_overlap(row, 1 << 20, rows, 1 << 20));
+    CHECK(!views_overlap(row, (1 << 20) + 96, rows, 1 << 20));
+  }
+}

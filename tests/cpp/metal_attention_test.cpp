@@ -85,7 +85,8 @@ std::vector<std::string> kernels_for(const Device& device, SdpaProblem problem) 
     problem.kernel = kernel;
     try {
       const Plan plan = plan_sdpa(device, problem);
-      default_registry(device).get_pipeline(plan.steps[0].kernel, {{SDPA_CONSTANT_GENERAL, true}});
+      plan_pipeline(default_registry(device), plan.steps[0].kernel,
+                    {{SDPA_CONSTANT_GENERAL, true}});
       kernels.push_back(kernel);
     } catch (const Error& error) {
       const bool expected = error.code() == ErrorCode::invalid_argument ||
@@ -146,7 +147,7 @@ int wrong_merges(std::uint32_t n_spans, std::uint32_t width) {
   const auto simdgroups =
       static_cast<std::uint32_t>(sdpa_merge_simdgroups(static_cast<int>(n_spans)));
   CommandEncoder encoder = device.command_encoder();
-  encoder.encode_threadgroups(registry.get_pipeline("sdpa_merge", {{SDPA_CONSTANT_LSE, true}}),
+  encoder.encode_threadgroups(plan_pipeline(registry, "sdpa_merge", {{SDPA_CONSTANT_LSE, true}}),
                               {{SDPA_BUFFER_OUT, out},
                                {SDPA_BUFFER_ARGS, inline_bytes(args)},
                                {SDPA_BUFFER_LSE, lse},

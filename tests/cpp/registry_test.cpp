@@ -1,4 +1,6 @@
 // KernelRegistry: look-up, caching, replacement, ambiguity, threads.
+#include "core/registry.h"
+
 #include <thread>
 
 #include "metal_sdpa/kernel_registry.h"
@@ -21,6 +23,17 @@ constexpr const char* kSource =
     "kernel void only_msl(device float* x [[buffer(0)]], uint i [[thread_position_in_grid]]) {\n"
     "  x[i] += 1;\n}\n";
 
+/// A kernel of the caller's by the way that the device takes.
+void register_mine(KernelRegistry& registry, const std::string& name) {
+  if (registry.device().kind() == DeviceKind::cpu) {
+    registry.register_native(name, first_kernel);
+    return;
+  }
+  std::string source = kSource;
+  source.replace(source.find("only_msl"), std::string("only_msl").size(), name);
+  registry.register_source("library of " + name, source);
+}
+
 float run(const Device& device, const KernelRegistry& registry, const char* name) {
   const Buffer buffer = device.empty({1}, DType::f32);
   CommandEncoder encoder(device);
@@ -34,7 +47,7 @@ float run(const Device& device, const KernelRegistry& registry, const char* name
 TEST_CASE("every registry has the attention kernels, and registering them again is harmless") {
   for (const std::string& kind : device_kinds()) {
     KernelRegistry registry{Device(kind)};
-    for (const char* name : {"sdpa", "sdpa_f16", "sdpa_bf16", "sdpa_merge"}) {
+    for (const char* name : {"sdpa", "sdpa_f16", "sdpa_bf16"}) {
       CHECK(pipeline_name(*registry.get_pipeline(name)) == name);
     }
     const auto before = registry.get_pipeline("sdpa");
@@ -47,16 +60,81 @@ TEST_CASE("every registry has the attention kernels, and registering them again 
 TEST_CASE("pipelines are cached by function, constants in any order, and library") {
   for (const std::string& kind : device_kinds()) {
     KernelRegistry registry{Device(kind)};
-    const auto plain = registry.get_pipeline("sdpa");
-    CHECK(registry.get_pipeline("sdpa") == plain);
+    register_mine(registry, "only_msl");
+    const auto plain = registry.get_pipeline("only_msl");
+    CHECK(registry.get_pipeline("only_msl") == plain);
     const std::size_t before = registry.cached_pipelines();
-    const auto one = registry.get_pipeline("sdpa", {{0, true}, {1, true}});
+    const auto one = registry.get_pipeline("only_msl", {{0, true}, {1, true}});
     CHECK(one != plain);
-    CHECK(registry.get_pipeline("sdpa", {{1, true}, {0, true}}) == one);
-    CHECK(registry.get_pipeline("sdpa", {{0, true}, {1, false}}) != one);
+    CHECK(registry.get_pipeline("only_msl", {{1, true}, {0, true}}) == one);
+    CHECK(registry.get_pipeline("only_msl", {{0, true}, {1, false}}) != one);
     CHECK(registry.cached_pipelines() == before + 2);
-    CHECK(error_of([&] { registry.get_pipeline("sdpa", {{1, true}, {1, false}}); }, "twice") ==
+    CHECK(error_of([&] { registry.get_pipeline("only_msl", {{1, true}, {1, false}}); }, "twice") ==
           ErrorCode::invalid_argument);
+  }
+}
+
+TEST_CASE("kernels whose arguments are no contract are found by plans only") {
+  for (const std::string& kind : device_kinds()) {
+    const Device device(kind);
+    KernelRegistry registry(device);
+    std::vector<std::string> internal{"sdpa_merge", "sdpa_merge_f16", "sdpa_merge_bf16"};
+    for (const char* family : {"sdpa_decode", "sdpa_prefill"}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        SdpaProblem problem;
+        problem.kernel = family;
+        problem.dtype = dtype;
+        problem.head_dim = problem.value_dim = 64;
+        problem.set_packed_layouts();
+        internal.push_back(plan_sdpa(device, problem).steps.front().kernel);
+      }
+    }
+    for (const std::string& name : internal) {
+      INFO(name);
+      for (const char* library : {"", kOwnLibrary}) {
+        CHECK(error_of([&] { registry.get_pipeline(name, {}, library); }, "is internal") ==
+              ErrorCode::kernel_not_found);
+      }
+      CHECK(pipeline_name(*plan_pipeline(registry, name, {})) == name);
+      // what a plan found is not given away either
+      CHECK(error_of([&] { registry.get_pipeline(name, {}, kOwnLibrary); }, "is internal") ==
+            ErrorCode::kernel_not_found);
+    }
+  }
+}
+
+TEST_CASE("a caller's kernel of an internal name is the caller's, and plans keep theirs") {
+  for (const std::string& kind : device_kinds()) {
+    const Device device(kind);
+    KernelRegistry registry(device);
+    register_mine(registry, "sdpa_merge");
+    register_mine(registry, "sdpa");
+    const auto mine = registry.get_pipeline("sdpa_merge");
+    CHECK(mine != plan_pipeline(registry, "sdpa_merge", {}));
+    CHECK(error_of([&] { registry.get_pipeline("sdpa"); }, "name one of them") ==
+          ErrorCode::invalid_argument);
+    CHECK(registry.get_pipeline("sdpa", {}, kOwnLibrary) != nullptr);
+    const Buffer x = device.empty({1, 1, 1, 8}, DType::f32);
+    const Buffer out = device.empty({1, 1, 1, 8}, DType::f32);
+    fill_bytes(out, 0xff);
+    CommandEncoder encoder(device);
+    SdpaProblem problem;
+    problem.kernel = "sdpa";
+    problem.head_dim = problem.value_dim = 8;
+    problem.set_packed_layouts();
+    encode_sdpa(encoder, registry, device, {x, x, x, out, {}}, problem);
+    encoder.commit_and_wait();
+    CHECK(bytes_of(out) == bytes_of(x));
+  }
+}
+
+TEST_CASE("names of the library's own are not for sources") {
+  for (const std::string& kind : device_kinds()) {
+    KernelRegistry registry{Device(kind)};
+    for (const char* name : {kOwnLibrary, "native"}) {
+      CHECK(error_of([&] { registry.register_source(name, kSource); }, "own") ==
+            ErrorCode::invalid_argument);
+    }
   }
 }
 
@@ -98,6 +176,7 @@ TEST_CASE("registering again drops the pipelines made before") {
 TEST_CASE("look-ups from many threads while others register") {
   const Device device("cpu");
   KernelRegistry registry(device);
+  registry.register_native("mine", first_kernel);
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&registry, t] {
@@ -105,7 +184,7 @@ TEST_CASE("look-ups from many threads while others register") {
         if (t == 0) {
           registry.register_native("mine", i % 2 == 0 ? first_kernel : second_kernel);
         } else {
-          registry.get_pipeline("sdpa", {{static_cast<std::uint32_t>(i % 3), true}});
+          registry.get_pipeline("mine", {{static_cast<std::uint32_t>(i % 3), true}});
         }
       }
     });

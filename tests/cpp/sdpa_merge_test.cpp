@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/registry.h"
 #include "shaders/sdpa_args.h"
 #include "shaders/sdpa_params.h"
 #include "support.h"
@@ -53,7 +54,7 @@ TEST_CASE("partial states merge in log2 units, stale spans are not read") {
     }
   }
   CommandEncoder encoder(device);
-  encoder.encode_threadgroups(registry.get_pipeline("sdpa_merge"),
+  encoder.encode_threadgroups(plan_pipeline(registry, "sdpa_merge", {}),
                               {{SDPA_BUFFER_OUT, out},
                                {SDPA_BUFFER_ARGS, bytes_of_args(args)},
                                {SDPA_BUFFER_LSE, lse},
@@ -87,58 +88,4 @@ TEST_CASE("partial states merge in log2 units, stale spans are not read") {
             0x1p-24 * 16 * (std::fabs(want) + 1));
     }
   }
-}
-
-TEST_CASE("the packed form of sdpa takes its 32-byte block at buffer 4") {
-  for (const std::string& kind : device_kinds()) {
-    const Device device(kind);
-    const KernelRegistry registry(device);
-    std::mt19937 rng(2);
-    const Buffer q = device.empty({2, 4, 33, 8}, DType::f32);
-    const Buffer k = device.empty({2, 2, 50, 8}, DType::f32);
-    const Buffer v = device.empty({2, 2, 50, 8}, DType::f32);
-    const Buffer by_hand = device.empty({2, 4, 33, 8}, DType::f32);
-    const Buffer by_call = device.empty({2, 4, 33, 8}, DType::f32);
-    for (const Buffer& buffer : {q, k, v}) fill_normal(buffer, rng, 1);
-    const SdpaParamsBlock block{4, 2, 8, 33, 45, 0.3f, 50, 1};
-    InlineBytes bytes(sizeof(block));
-    std::memcpy(bytes.data(), &block, sizeof(block));
-    CommandEncoder encoder(device);
-    encoder.encode_threadgroups(registry.get_pipeline("sdpa"),
-                                {{0, q}, {1, k}, {2, v}, {3, by_hand}, {4, bytes}}, {2, 4, 2},
-                                {SDPA_TILE_Q, 1, 1});
-    encoder.commit_and_wait();
-
-    SdpaProblem p;
-    p.batch = 2;
-    p.n_heads = 4;
-    p.n_kv_heads = 2;
-    p.seq_len = 33;
-    p.kv_capacity = 50;
-    p.kv_len = 45;
-    p.head_dim = p.value_dim = 8;
-    p.scale = 0.3f;
-    p.causal = true;
-    p.kernel = "sdpa";
-    p.set_packed_layouts();
-    sdpa(device, {q, k, v, by_call, {}}, p);
-    CHECK(bytes_of(by_hand) == bytes_of(by_call));
-  }
-}
-
-TEST_CASE("a block that does not fit the memory fails the command buffer, on the cpu") {
-  const Device device("cpu");
-  const KernelRegistry registry(device);
-  const Buffer small = device.empty({8}, DType::f32);
-  SdpaParamsBlock block{1, 1, 8, 1, 2, 1.0f, 2, 0};
-  InlineBytes bytes(sizeof(block));
-  std::memcpy(bytes.data(), &block, sizeof(block));
-  CommandEncoder encoder(device);
-  encoder.encode_threadgroups(registry.get_pipeline("sdpa"),
-                              {{0, small}, {1, small}, {2, small}, {3, small}, {4, bytes}},
-                              {1, 1, 1}, {32, 1, 1});
-  CHECK(error_of([&] { encoder.commit_and_wait(); }, "smaller than the parameters say") ==
-        ErrorCode::command_buffer);
-  CommandEncoder next(device);
-  next.commit_and_wait();
 }

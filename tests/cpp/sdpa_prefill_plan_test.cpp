@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/registry.h"
 #include "cpu/immediate.h"
 #include "cpu/native_library.h"
 #include "cpu_kernels.h"
@@ -182,7 +183,7 @@ TEST_CASE("items that share spans may run in any order") {
       const Plan plan = plan_sdpa(device, p);
       REQUIRE(plan.scratch_bytes[0] > 0);
       REQUIRE(plan.steps.front().threadgroups.x == 4);
-      const auto pipeline = registry.get_pipeline(plan.steps.front().kernel);
+      const auto pipeline = plan_pipeline(registry, plan.steps.front().kernel, {});
       const NativeKernel kernel = static_cast<const cpu::NativePipeline&>(*pipeline).kernel;
       Launched launched(plan, x);
       std::vector<std::uint64_t> order(launched.item_count());

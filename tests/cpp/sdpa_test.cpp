@@ -1,9 +1,11 @@
 // The attention kernels against the float64 oracle, on every device of the build.
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "oracle.h"
 #include "problems.h"
+#include "shaders/sdpa_args.h"
 #include "support.h"
 
 using namespace metal_sdpa;
@@ -27,6 +29,36 @@ SdpaProblem small_problem() {
   p.causal = true;
   p.set_packed_layouts();
   return p;
+}
+
+/// Strides of the layouts that have one entry on an axis, at both ends of 64 bits.
+SdpaProblem with_unused_strides(SdpaProblem p, std::int64_t stride) {
+  p.q.batch_stride = p.k.batch_stride = p.v.batch_stride = p.out.batch_stride = stride;
+  if (p.n_heads == 1) p.q.head_stride = p.out.head_stride = stride;
+  if (p.n_kv_heads == 1) p.k.head_stride = p.v.head_stride = stride;
+  if (p.seq_len == 1) p.q.row_stride = p.out.row_stride = stride;
+  if (p.kv_capacity == 1) p.k.row_stride = p.v.row_stride = stride;
+  return p;
+}
+
+void check_strides_within(const SdpaStrides& strides, std::int64_t limit) {
+  for (const std::int64_t stride : {strides.batch, strides.head, strides.row}) {
+    CHECK(stride >= -limit);
+    CHECK(stride <= limit);
+  }
+}
+
+/// No step's kernel gets to see a stride that reaches out of the memory.
+void check_strides_of_plan(const Plan& plan, std::int64_t limit) {
+  for (const PlanStep& step : plan.steps) {
+    SdpaArgs args;
+    REQUIRE(step.args.bytes.size() == sizeof(args));
+    std::memcpy(&args, step.args.bytes.begin(), sizeof(args));
+    for (const SdpaStrides& strides :
+         {args.q_stride, args.k_stride, args.v_stride, args.out_stride}) {
+      check_strides_within(strides, limit);
+    }
+  }
 }
 
 }  // namespace
@@ -208,4 +240,48 @@ TEST_CASE("bits do not depend on threads, batch, capacity or strides") {
       }
     }
   }
+}
+
+TEST_CASE("a stride that no second entry uses may be any number") {
+  for (const std::string& kind : device_kinds()) {
+    const Device device(kind);
+    std::mt19937 rng(31);
+    for (const std::int64_t seq_len : {1, 9}) {
+      for (const std::int64_t keys : {1, 40}) {
+        SdpaProblem packed = small_problem();
+        packed.n_heads = packed.n_kv_heads = 1;
+        packed.seq_len = seq_len;
+        packed.kv_capacity = packed.kv_len = keys;
+        packed.set_packed_layouts();
+        const SdpaOperands x = random_operands(rng, device, packed);
+        const std::int64_t elements = 40 * 16;
+        for (const char* kernel : {"", "sdpa"}) {
+          packed.kernel = kernel;
+          sdpa(device, x, packed);
+          const auto want = bytes_of(x.out);
+          for (const std::int64_t stride : {INT64_MAX, INT64_MIN, std::int64_t{-1}}) {
+            const SdpaProblem odd = with_unused_strides(packed, stride);
+            check_strides_of_plan(plan_sdpa(device, odd), elements);
+            fill_bytes(x.out, 0xff);
+            sdpa(device, x, odd);
+            CHECK(bytes_of(x.out) == want);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("packed layouts past 64 bits are refused, whatever their product leaves") {
+  const Device device("cpu");
+  SdpaProblem p = small_problem();
+  p.batch = p.n_heads = p.n_kv_heads = INT32_MAX;
+  p.seq_len = p.kv_capacity = INT32_MAX;
+  p.head_dim = p.value_dim = 1024;
+  p.set_packed_layouts();
+  CHECK(p.q.head_stride == std::int64_t{INT32_MAX} * 1024);
+  CHECK(p.q.batch_stride == INT64_MAX);
+  const Buffer x = device.empty({64}, DType::f32);
+  CHECK(error_of([&] { sdpa(device, {x, x, x, x, {}}, p); }, "64 bits") ==
+        ErrorCode::invalid_argument);
 }

@@ -13,6 +13,7 @@ IN_FLIGHT = "csrc/metal/in_flight.cpp"
 PLAN = "csrc/metal/plan.cpp"
 STEPS = "csrc/metal/plan_steps.cpp"
 PARAMS = "shaders/sdpa_params.h"
+PACKED = "csrc/core/packed_launch.cpp"
 TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
 FRAGMENT = "shaders/fragment.h"
@@ -25,6 +26,7 @@ BARRIER = "metal_software_barrier_test"
 PLANNER = "metal_plan_test"
 PLAN_TILES = "metal_plan_tiles_test"
 ATTENTION = "metal_attention_test"
+BY_HAND = "sdpa_packed_test"
 
 HOST_MUTANTS = (
     mutant(
@@ -186,6 +188,54 @@ HOST_MUTANTS = (
         ),
         DEVICE,
         "metal device: too much threadgroup memory is refused, and nothing runs",
+    ),
+    mutant(
+        "by hand: more heads than the parameters have",
+        PACKED,
+        "if (grid.y > params.n_heads) {",
+        "if (grid.y == 0) {",
+        BY_HAND,
+        "parameters and grids that do not fit the memory are refused",
+    ),
+    mutant(
+        "by hand: sizes that wrap 64 bits",
+        PACKED,
+        "if (__builtin_mul_overflow(result, factor, &result)) return false;",
+        "result *= factor;",
+        BY_HAND,
+        "sizes are counted without overflow for any parameters",
+    ),
+    mutant(
+        "by hand: an output over the keys",
+        PACKED,
+        "if (i == SDPA_BUFFER_OUT) continue;",
+        "if (i == SDPA_BUFFER_OUT || i == SDPA_BUFFER_K) continue;",
+        BY_HAND,
+        "bindings that do not fit the parameters are refused",
+    ),
+    mutant(
+        "by hand: parameters in a buffer are trusted",
+        "csrc/cpu/sdpa_packed.cpp",
+        "if (!fault.empty()) throw std::invalid_argument(fault);",
+        "static_cast<void>(fault);",
+        BY_HAND,
+        "parameters in a buffer are checked as they are when the cpu's kernel runs",
+    ),
+    mutant(
+        "internal kernels are given by name",
+        "csrc/core/registry.cpp",
+        "if (library->is_own() && !packed_kernel_dtype(function).has_value()) {",
+        "if (false) {",
+        "registry_test",
+        "kernels whose arguments are no contract are found by plans only",
+    ),
+    mutant(
+        "a stride that nothing uses reaches the kernels",
+        "csrc/core/plan_args.cpp",
+        "problem.batch > 1 ? layout.batch_stride : 0",
+        "problem.batch > 0 ? layout.batch_stride : 0",
+        "sdpa_test",
+        "a stride that no second entry uses may be any number",
     ),
     mutant(
         "encode after commit",

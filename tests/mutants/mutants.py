@@ -32,6 +32,7 @@ COPIED = (
     "shaders",
     "tests/CMakeLists.txt",
     "tests/cpp",
+    "tests/fuzz",
     "tests/metal",
     "tools",
 )

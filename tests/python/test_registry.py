@@ -17,12 +17,20 @@ kernel void double_it(device float* x [[buffer(0)]], uint i [[thread_position_in
 """
 
 
-@pytest.mark.parametrize("name", ["sdpa", "sdpa_f16", "sdpa_bf16", "sdpa_merge"])
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_f16", "sdpa_bf16"])
 def test_every_registry_has_the_attention_kernels(device: Device, name: str) -> None:
     registry = KernelRegistry(device)
     assert registry.get_pipeline(name) is not None
     metal_sdpa.register_sdpa(registry)  # once more is harmless
     assert registry.get_pipeline(name) is not None
+
+
+@pytest.mark.parametrize("name", ["sdpa_merge", "sdpa_merge_bf16"])
+def test_internal_kernels_are_not_given(device: Device, name: str) -> None:
+    registry = KernelRegistry(device)
+    for library in (None, "metal_sdpa"):
+        with pytest.raises(metal_sdpa.KernelNotFound, match=f"{name}.*is internal"):
+            registry.get_pipeline(name, library=library)
 
 
 def test_unknown_names(device: Device) -> None:
@@ -48,7 +56,7 @@ def test_sources_need_a_name_and_a_text(device: Device, library: str, source: st
 
 def test_pipelines_are_safe_from_any_thread(device: Device) -> None:
     registry = KernelRegistry(device)
-    names = ["sdpa", "sdpa_f16", "sdpa_bf16", "sdpa_merge"] * 25
+    names = ["sdpa", "sdpa_f16", "sdpa_bf16"] * 25
     with ThreadPoolExecutor(8) as pool:
         pipelines = list(pool.map(registry.get_pipeline, names))
     assert all(pipeline is not None for pipeline in pipelines)

@@ -25,21 +25,26 @@ struct FunctionConstant {
 };
 using FunctionConstants = std::vector<FunctionConstant>;
 
-/// Thread-safe; copies share one registry. A new registry holds the library's own kernels.
+/// Thread-safe; copies share one registry. A new registry holds the library's own kernels. Those
+/// whose arguments are no public contract run through sdpa and encode_sdpa only.
 class METAL_SDPA_API KernelRegistry {
  public:
   explicit KernelRegistry(const Device& device);
 
   /// Adds MSL source under a library name. The same name again replaces the source and drops every
-  /// pipeline made from the old one. Compiled when first needed.
+  /// pipeline made from the old one. Compiled when first needed. "metal_sdpa" and "native" are the
+  /// library's own names.
   void register_source(std::string library, std::string source);
 
-  /// Gives the CPU device a kernel. Unsupported on Metal. The same name again replaces it.
+  /// Gives the CPU device a kernel, in library "native". Unsupported on Metal. The same name again
+  /// replaces it; the library's own kernels are never replaced.
   void register_native(std::string name, NativeKernel kernel);
 
-  /// The pipeline of `function`. Libraries are searched in order of registration; InvalidArgument
-  /// where two have it and `library` is empty, or a constant is given twice; KernelNotFound where
-  /// none has it; ShaderCompilationError with the compiler's log. Made once per (device, library,
+  /// The pipeline of `function`. Of the library's own, in library "metal_sdpa", these are sdpa,
+  /// sdpa_f16 and sdpa_bf16, dispatched without constants; what they are given by hand is checked
+  /// against their bindings. Libraries are searched in order of registration; InvalidArgument where
+  /// two have it and `library` is empty, or a constant is given twice; KernelNotFound where none
+  /// has it; ShaderCompilationError with the compiler's log. Made once per (device, library,
   /// function, constants in order of index).
   std::shared_ptr<Pipeline> get_pipeline(std::string_view function,
                                          FunctionConstants constants = {},
