@@ -73,6 +73,9 @@ void run_kernel(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& 
     fork_join(run, cancelled, pool, poller);
   } catch (const std::exception& error) {
     fail(ErrorCode::command_buffer, "cpu: kernel ", run.pipeline.name, ": ", error.what());
+  } catch (...) {
+    fail(ErrorCode::command_buffer, "cpu: kernel ", run.pipeline.name,
+         ": threw what is no std::exception");
   }
   if (cancelled.load()) {
     fail(ErrorCode::interrupted, "cpu: kernel ", run.pipeline.name, " was cancelled");
@@ -85,8 +88,9 @@ void execute_job(Job& job, ThreadPool& pool, InterruptPoller* poller) noexcept {
     if (job.cancelled.load()) fail(ErrorCode::interrupted, "cpu: the work was cancelled");
     run_all(job, pool, poller);
   } catch (const Error& error) {
-    job.error_code = error.code();
-    job.error = error.what();
+    job.fail(error.code(), error.what());
+  } catch (const std::exception& error) {
+    job.fail(ErrorCode::command_buffer, error.what());
   }
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   job.run_time_s = taken.count();

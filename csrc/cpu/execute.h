@@ -8,7 +8,7 @@
 
 namespace metal_sdpa::cpu {
 
-/// Runs the job on this thread and the pool; what goes wrong is kept in job.error. `poller` is
+/// Runs the job on this thread and the pool; what goes wrong is kept in the job. `poller` is
 /// asked on this thread (null: never); cancelling it discards the rest of the job.
 void execute_job(Job& job, ThreadPool& pool, InterruptPoller* poller) noexcept;
 
