@@ -81,7 +81,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
   }
   dispatch.pipeline = registry.get_pipeline(step.kernel, constants);
-  constexpr std::size_t kConstants = 2;  // args and sequences
+  constexpr std::size_t kConstants = 3;  // args, sequences and work
   dispatch.bindings.reserve(step.bindings.size() + kConstants);
   for (const PlanBinding& bound : step.bindings) {
     OperandMemory memory = operand_memory(bound.operand, operands, scratch);
@@ -94,8 +94,8 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     dispatch.bindings.push_back(std::move(binding));
   }
   dispatch.bindings.push_back(args_binding(step.args));
-  if (step.sequences.bytes != nullptr) {
-    dispatch.bindings.push_back(table_binding(backend, step.sequences));
+  for (const PlanTable* table : {&step.sequences, &step.work}) {
+    if (table->bytes != nullptr) dispatch.bindings.push_back(table_binding(backend, *table));
   }
   dispatch.threadgroup_memory.assign(step.threadgroup_memory.begin(),
                                      step.threadgroup_memory.end());

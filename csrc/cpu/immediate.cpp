@@ -66,9 +66,9 @@ NativeLaunch bind_step(const PlanStep& step, const SdpaOperands& operands,
   }
   const PlanArgs& args = step.args;
   launch.bindings[args.index] = constant_memory(args.bytes.begin(), args.bytes.size());
-  if (step.sequences.bytes != nullptr) {
-    const std::vector<std::byte>& bytes = *step.sequences.bytes;
-    launch.bindings[step.sequences.index] = constant_memory(bytes.data(), bytes.size());
+  for (const PlanTable* table : {&step.sequences, &step.work}) {
+    if (table->bytes == nullptr) continue;
+    launch.bindings[table->index] = constant_memory(table->bytes->data(), table->bytes->size());
   }
   return launch;
 }

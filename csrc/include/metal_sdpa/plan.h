@@ -55,6 +55,7 @@ struct PlanStep {
   InlineVector<PlanBinding, 10> bindings;
   PlanArgs args;
   PlanTable sequences;
+  PlanTable work;  ///< which work items there are, where the grid does not say it (CPU device)
   InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
   InlineVector<PlanRange, 6> reads;
   InlineVector<PlanRange, 4> writes;
