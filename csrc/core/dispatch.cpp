@@ -102,6 +102,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
   dispatch.threadgroups = step.threadgroups;
   dispatch.threadgroup_size = step.threadgroup_size;
   dispatch.flops = step.flops;
+  dispatch.dealt = step.work.bytes != nullptr;
   record.access.declared = true;
   record.access.reads = resolve_ranges(step.reads, operands, scratch);
   record.access.writes = resolve_ranges(step.writes, operands, scratch);

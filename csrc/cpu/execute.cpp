@@ -52,6 +52,7 @@ void fork_join(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& p
   work.kernel = run.pipeline.kernel;
   work.launch = &run.launch;
   work.total = run.launch.threadgroups.count();
+  work.dealt = run.dealt;
   work.cancelled = &cancelled;
   pool.run(threads, work, poller);
 }
@@ -61,7 +62,8 @@ void run_all(Job& job, ThreadPool& pool, InterruptPoller* poller) {
     NativeLaunch launch;
     bind(dispatch, launch);
     const auto& pipeline = static_cast<const NativePipeline&>(*dispatch.pipeline);
-    run_kernel({pipeline, launch, dispatch.flops, job.threads}, job.cancelled, pool, poller);
+    run_kernel({pipeline, launch, dispatch.flops, job.threads, dispatch.dealt}, job.cancelled, pool,
+               poller);
   }
 }
 

@@ -18,6 +18,7 @@ struct KernelRun {
   const NativeLaunch& launch;
   double flops = -1;  ///< estimate; negative: unknown
   int max_threads = 1;
+  bool dealt = false;  ///< a threadgroup is what a thread is to take at once
 };
 
 /// Runs it on this thread and the pool. Errors: command_buffer with the kernel's own text,

@@ -39,7 +39,7 @@ class PlanRun final : public ImmediateWork {
           step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
       const NativeLaunch launch = bind_step(step, operands_, scratch_);
       const KernelRun kernel{static_cast<const NativePipeline&>(*pipeline), launch, step.flops,
-                             threads_};
+                             threads_, step.work.bytes != nullptr};
       run_kernel(kernel, cancelled, pool, &poller);
     }
   }

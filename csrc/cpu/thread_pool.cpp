@@ -108,11 +108,12 @@ void ThreadPool::take_chunks(StopToken& stop) {
 /// so that all threads end together.
 bool ThreadPool::take_chunk(WorkRange& chunk) {
   const auto threads = static_cast<std::uint64_t>(wanted_.load(std::memory_order_relaxed) + 1);
+  const std::uint64_t shares = work_.dealt ? work_.total : kSharesPerThread * threads;
   std::uint64_t begin = next_.load();
   std::uint64_t end = 0;
   do {
     if (begin >= work_.total) return false;
-    end = begin + std::max<std::uint64_t>(1, (work_.total - begin) / (kSharesPerThread * threads));
+    end = begin + std::max<std::uint64_t>(1, (work_.total - begin) / shares);
   } while (!next_.compare_exchange_weak(begin, end));
   chunk = {begin, end};
   return true;

@@ -23,6 +23,7 @@ struct ParallelWork {
   NativeKernel kernel = nullptr;
   const NativeLaunch* launch = nullptr;
   std::uint64_t total = 0;
+  bool dealt = false;                      ///< chunks are of one each
   std::atomic<bool>* cancelled = nullptr;  ///< read by everybody, set by the caller's poller
 };
 

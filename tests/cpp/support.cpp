@@ -1,6 +1,10 @@
 // Helpers of the C++ tests.
 #include "support.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -28,6 +32,24 @@ ErrorCode error_of(const std::function<void()>& call, const std::string& word) {
   }
   FAIL("no Error was thrown; expected one about ", word);
   return ErrorCode::unsupported;
+}
+
+bool succeeds_in_child(unsigned seconds, const std::function<bool()>& work) {
+  const pid_t pid = fork();
+  REQUIRE(pid >= 0);
+  if (pid == 0) {
+    alarm(seconds);
+    bool fine = false;
+    try {
+      fine = work();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "in the child: %s\n", error.what());
+    }
+    _exit(fine ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 void set_element(const Buffer& buffer, std::size_t index, float value) {

@@ -1,8 +1,8 @@
-// A launch's items, as the kernels walk over them (work_list.h has the table).
+// A launch's items, as the kernels walk over them (work_table.h has the table).
 #pragma once
 
 #include "cpu/fast/launch_view.h"
-#include "cpu/fast/work_list.h"
+#include "cpu/fast/work_table.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 

@@ -1,5 +1,4 @@
-// Items are put in order and dealt out to threadgroups that cost about the same, since a thread
-// takes threadgroups by their number.
+// Items are put in order and dealt out: a threadgroup is what a thread takes at once.
 #include "cpu/fast/work_list.h"
 
 #include <algorithm>
@@ -10,9 +9,11 @@
 namespace metal_sdpa::cpu {
 namespace {
 
-// Threadgroups a thread, where items are small enough: the last one that runs is then a small part
-// of the whole.
-constexpr double kGroupsPerThread = 32;
+// A threadgroup is so large a share of what is left for each thread, down to so small a one of the
+// whole: large ones first, since items that follow each other read memory that does, small ones
+// last, so that all threads end together.
+constexpr double kSharesPerThread = 3;
+constexpr double kSmallestPerThread = 32;
 
 std::int64_t items_of(const SdpaProblem& problem, const SequenceWork& work) {
   return work.items_of_head() * problem.n_kv_heads;
@@ -37,38 +38,39 @@ std::vector<WorkRun> runs_of(const SdpaProblem& problem, const std::vector<Seque
   return runs;
 }
 
-/// Most that a threadgroup may cost: never less than one item does, so that none is much smaller.
-double group_cost(const SdpaProblem& problem, const std::vector<SequenceWork>& works, int threads) {
+double total_cost(const SdpaProblem& problem, const std::vector<SequenceWork>& works) {
   double total = 0;
-  double largest = 0;
   for (const SequenceWork& work : works) {
     total += work.item_cost * static_cast<double>(items_of(problem, work));
-    largest = std::max(largest, work.item_cost);
   }
-  return std::max(total / (kGroupsPerThread * threads), largest);
+  return total;
 }
 
 /// First items of the threadgroups, and one past the last item.
-std::vector<std::uint64_t> groups_of(const SdpaProblem& problem,
-                                     const std::vector<SequenceWork>& works, int threads) {
-  const double most = group_cost(problem, works, threads);
+std::vector<std::uint64_t> deal(const SdpaProblem& problem, const std::vector<SequenceWork>& works,
+                                int threads) {
+  const double total = total_cost(problem, works);
+  const double smallest = total / (kSmallestPerThread * threads);
   std::vector<std::uint64_t> first_items{0};
   std::uint64_t item = 0;
-  double cost = 0;
+  double left = total;
+  double room = std::max(smallest, left / (kSharesPerThread * threads));
   for (const SequenceWork& work : works) {
-    std::int64_t left = items_of(problem, work);
-    while (left > 0) {
-      const auto room = static_cast<std::int64_t>((most - cost) / work.item_cost);
+    std::int64_t n_items = items_of(problem, work);
+    while (n_items > 0) {
       const bool is_empty = item == first_items.back();
-      if (room < 1 && !is_empty) {
+      if (room < work.item_cost && !is_empty) {
         first_items.push_back(item);
-        cost = 0;
+        room = std::max(smallest, left / (kSharesPerThread * threads));
         continue;
       }
-      const std::int64_t taken = std::clamp<std::int64_t>(room, 1, left);
+      const auto fitting = static_cast<std::int64_t>(room / work.item_cost);
+      const std::int64_t taken = std::clamp<std::int64_t>(fitting, 1, n_items);
+      const double cost = work.item_cost * static_cast<double>(taken);
       item += static_cast<std::uint64_t>(taken);
-      cost += work.item_cost * static_cast<double>(taken);
-      left -= taken;
+      n_items -= taken;
+      room -= cost;
+      left -= cost;
     }
   }
   first_items.push_back(item);
@@ -116,7 +118,7 @@ void bind_work(const SdpaProblem& problem, std::vector<SequenceWork> works, int 
   };
   std::stable_sort(works.begin(), works.end(), longer);
   const std::vector<WorkRun> runs = runs_of(problem, works);
-  const std::vector<std::uint64_t> groups = groups_of(problem, works, threads);
+  const std::vector<std::uint64_t> groups = deal(problem, works, threads);
   const std::vector<std::uint64_t> states = states_before(problem, works);
   const WorkHeader header{runs.size(), groups.size() - 1};
   auto bytes = std::make_shared<std::vector<std::byte>>(
