@@ -144,6 +144,25 @@ void check_returns_beside_callers(const std::function<void()>& wait) {
   CHECK(after.get() - before <= 6);  // one that runs, one behind it, those of a late wake-up
 }
 
+/// Runs each of `work` on a thread of its own, beside `n_shutdowns` threads that call shutdown()
+/// until all are done.
+void run_beside_shutdowns(int n_shutdowns, const std::vector<std::function<void()>>& work) {
+  std::atomic<std::size_t> working{work.size()};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < n_shutdowns; ++i) {
+    threads.emplace_back([&] {
+      while (working > 0) shutdown();
+    });
+  }
+  for (const std::function<void()>& run : work) {
+    threads.emplace_back([&] {
+      run();
+      --working;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace
 
 TEST_CASE("synchronize and shutdown wait for what was committed before, not for an idle device") {
@@ -289,32 +308,23 @@ TEST_CASE("shutdown from many threads, beside calls and commits") {
   CHECK(succeeds_in_child(120, [] {
     const Fixture x;
     std::atomic<bool> right{true};
-    std::atomic<int> working{4};
-    std::vector<std::thread> threads;
-    for (int i = 0; i < 3; ++i) {
-      threads.emplace_back([&] {
-        while (working > 0) shutdown();
-      });
-    }
-    for (int i = 0; i < 2; ++i) {
-      threads.emplace_back([&] {
-        const Call call(Device("cpu", {3, ""}), 60, 300);
-        for (int round = 0; round < 60; ++round) right = right && call.is_right();
-        --working;
-      });
-      threads.emplace_back([&] {
-        const Buffer to = x.device.empty({8}, DType::f32);
-        for (int round = 0; round < 60; ++round) {
-          CommandEncoder encoder = x.encoder_of("add_one", x.a, to);
-          fill_bytes(to, 0xff);
-          encoder.commit();
-          encoder.wait_until_completed();
-          right = right && to.host<float>()[7] == 1;
-        }
-        --working;
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+    const auto call = [&] {
+      const Call known(Device("cpu", {3, ""}), 60, 300);
+      for (int round = 0; round < 100; ++round) right = right && known.is_right();
+    };
+    const auto commit = [&] {
+      const Buffer to = x.device.empty({8}, DType::f32);
+      for (int round = 0; round < 1500; ++round) {
+        CommandEncoder encoder = x.encoder_of("add_one", x.a, to);
+        fill_bytes(to, 0xff);
+        encoder.commit();
+        encoder.wait_until_completed();
+        right = right && to.host<float>()[7] == 1;
+      }
+    };
+    run_beside_shutdowns(4, {commit});
+    run_beside_shutdowns(1, {call, call});
+    run_beside_shutdowns(3, {call, commit, call});
     return right.load();
   }));
 }
