@@ -1,13 +1,13 @@
 // Helpers of the C++ tests.
 #include "support.h"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <sstream>
+#include <thread>
 
 #include "core/half.h"
 
@@ -34,22 +34,22 @@ ErrorCode error_of(const std::function<void()>& call, const std::string& word) {
   return ErrorCode::unsupported;
 }
 
-bool succeeds_in_child(unsigned seconds, const std::function<bool()>& work) {
-  const pid_t pid = fork();
-  REQUIRE(pid >= 0);
-  if (pid == 0) {
-    alarm(seconds);
-    bool fine = false;
-    try {
-      fine = work();
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "in the child: %s\n", error.what());
-    }
-    _exit(fine ? 0 : 1);
+bool within_seconds(int seconds, const std::function<bool()>& work) {
+  std::promise<void> ended;
+  std::thread watch([seconds, end = ended.get_future()] {
+    if (end.wait_for(std::chrono::seconds(seconds)) == std::future_status::ready) return;
+    std::fprintf(stderr, "hangs for %d s\n", seconds);
+    std::_Exit(1);
+  });
+  bool fine = false;
+  try {
+    fine = work();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
   }
-  int status = 0;
-  waitpid(pid, &status, 0);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  ended.set_value();
+  watch.join();
+  return fine;
 }
 
 void set_element(const Buffer& buffer, std::size_t index, float value) {

@@ -3,9 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
-#include <set>
-#include <tuple>
 #include <vector>
 
 #include "cpu_kernels.h"
@@ -62,13 +59,38 @@ class Planned {
     const std::int64_t keys = problem_.sequence_kv_len(b);
     return problem_.causal ? std::clamp<std::int64_t>(position + 1, 0, keys) : keys;
   }
-  std::int64_t spans(std::int64_t b) const {
-    return (visible(b, rows() - 1) + args_.span_len - 1) / args_.span_len;
-  }
 
   /// The items of each threadgroup.
   std::vector<std::vector<Item>> groups() const {
     return step().work.bytes == nullptr ? grid_groups() : listed_groups();
+  }
+
+  /// Whether each row and each span that its sequence sees is in one item, no item and no
+  /// threadgroup empty. A sequence that sees nothing has items for its rows all the same.
+  bool covers_each_once() const {
+    std::vector<std::vector<int>> seen;  // of each sequence [kv_h][row][span]
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      seen.emplace_back(static_cast<std::size_t>(problem_.n_kv_heads * rows() * spans_of(b)));
+    }
+    bool none_empty = true;
+    for (const auto& group : groups()) {
+      none_empty = none_empty && !group.empty();
+      for (const Item& item : group) {
+        const std::int64_t spans = spans_of(item.b);
+        none_empty = none_empty && item.n_rows > 0 && item.span_begin < spans;
+        for (std::int64_t row = item.row_begin; row < item.row_begin + item.n_rows; ++row) {
+          const std::int64_t first = (item.kv_h * rows() + row) * spans;
+          const std::int64_t end = std::min(item.span_begin + item.n_spans, spans);
+          for (std::int64_t span = item.span_begin; span < end; ++span) {
+            ++seen[static_cast<std::size_t>(item.b)][static_cast<std::size_t>(first + span)];
+          }
+        }
+      }
+    }
+    const auto all_once = [](const std::vector<int>& counts) {
+      return std::all_of(counts.begin(), counts.end(), [](int count) { return count == 1; });
+    };
+    return none_empty && std::all_of(seen.begin(), seen.end(), all_once);
   }
 
   /// Products of a row and a key, and what packing and beginning cost.
@@ -119,6 +141,10 @@ class Planned {
   }
 
  private:
+  std::int64_t spans_of(std::int64_t b) const {
+    const std::int64_t spans = (visible(b, rows() - 1) + args_.span_len - 1) / args_.span_len;
+    return std::max<std::int64_t>(spans, 1);
+  }
   std::int64_t keys_of(const Item& item, std::int64_t row) const {
     const std::int64_t begin = item.span_begin * args_.span_len;
     const std::int64_t end = begin + item.n_spans * args_.span_len;
@@ -201,37 +227,15 @@ std::vector<std::int64_t> random_lengths(std::mt19937& rng) {
 
 TEST_CASE("each row and span of an uneven batch is in one item, and no item is empty") {
   std::mt19937 rng(31);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const bool decode = round % 2 == 0;
-    const std::int64_t rows = decode ? 1 + static_cast<std::int64_t>(rng() % 3)
-                                     : 1 + static_cast<std::int64_t>(rng() % 300);
+    const std::int64_t rows = 1 + static_cast<std::int64_t>(rng() % (decode ? 3 : 60));
     SdpaProblem p = batch_of(decode ? "sdpa_decode" : "sdpa_prefill", rows, random_lengths(rng));
     p.causal = rng() % 3 > 0;
     for (const int threads : {1, 2, 16, 64}) {
       const Planned plan(p, threads);
-      std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>, int> seen;
-      for (const auto& group : plan.groups()) {
-        CHECK(!group.empty());
-        for (const Item& item : group) {
-          const std::int64_t end = std::max<std::int64_t>(plan.spans(item.b), 1);
-          REQUIRE(item.n_rows > 0);
-          REQUIRE(item.span_begin < end);
-          for (std::int64_t row = item.row_begin; row < item.row_begin + item.n_rows; ++row) {
-            for (std::int64_t s = item.span_begin;
-                 s < std::min(item.span_begin + item.n_spans, end); ++s) {
-              ++seen[{item.b, item.kv_h, row, s}];
-            }
-          }
-        }
-      }
-      std::size_t wanted = 0;
-      for (std::int64_t b = 0; b < p.batch; ++b) {
-        wanted += static_cast<std::size_t>(p.n_kv_heads * plan.rows() *
-                                           std::max<std::int64_t>(plan.spans(b), 1));
-      }
       INFO("round ", round, " threads ", threads);
-      CHECK(seen.size() == wanted);
-      CHECK(std::all_of(seen.begin(), seen.end(), [](const auto& s) { return s.second == 1; }));
+      CHECK(plan.covers_each_once());
     }
   }
 }
@@ -266,7 +270,7 @@ TEST_CASE("one long sequence beside short ones keeps all threads busy, wherever 
 
 TEST_CASE("random batches are shared out evenly") {
   std::mt19937 rng(32);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const bool decode = round % 2 == 0;
     SdpaProblem p =
         batch_of(decode ? "sdpa_decode" : "sdpa_prefill", decode ? 1 : 64, random_lengths(rng));
@@ -324,10 +328,10 @@ TEST_CASE("sequences of an uneven batch have the bits that they have alone") {
     std::vector<std::int64_t> lengths, starts;
   };
   const std::vector<Shape> shapes{
-      {"sdpa_decode", 1, {3000, 0, 1, 512, 513, 16, 2048, 17}, {}},
-      {"sdpa_decode", 3, {5, 1500, 1025, 1024}, {2, -4, 1022, 2000}},
-      {"sdpa_prefill", 5, {3000, 0, 1, 512, 513, 16, 2048, 17}, {}},
-      {"sdpa_prefill", 70, {2100, 40, 1010, 0}, {1000, -30, 940, 0}},
+      {"sdpa_decode", 1, {1100, 0, 1, 512, 513, 16, 17}, {}},
+      {"sdpa_decode", 3, {5, 1100, 1025, 1024}, {2, -4, 1022, 2000}},
+      {"sdpa_prefill", 5, {1100, 0, 1, 512, 513, 16, 17}, {}},
+      {"sdpa_prefill", 70, {1100, 40, 1010, 0}, {1000, -30, 940, 0}},
   };
   for (const std::string& isa : isas()) {
     for (const DType dtype : kDTypes) {
@@ -343,7 +347,9 @@ TEST_CASE("sequences of an uneven batch have the bits that they have alone") {
         p.set_packed_layouts();
         const Device one = device_of(isa);
         const SdpaOperands x = random_operands(rng, one, p);
-        CHECK(error_of_run(one, p, x) <= 1.0);
+        fill_bytes(x.out, 0xff);
+        fill_bytes(x.lse, 0xff);
+        sdpa(one, x, p);
         const auto want = bytes_of(x.out);
         const auto want_lse = bytes_of(x.lse);
         for (const int threads : {2, 3, 16, 64}) {
