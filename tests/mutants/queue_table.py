@@ -1,4 +1,4 @@
-"""Faults of the CPU device's queue, of its pool and of how uneven batches are dealt out.
+"""Faults of the CPU device's queue and of how uneven batches are dealt out.
 
 Each is one small file to build.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from fault import mutant
 
 QUEUE = "csrc/cpu/queue.cpp"
-POOL = "csrc/cpu/thread_pool.cpp"
 LIST = "csrc/cpu/fast/work_list.cpp"
 EXECUTE = "csrc/cpu/execute.cpp"
 
@@ -63,14 +62,6 @@ QUEUE_MUTANTS = (
         QUEUE,
         "return !thread_.joinable() && job.waiters == 0;",
         "return !thread_.joinable() && job.waiters < 0;",
-        "queue_without_threads_test",
-        NO_THREADS,
-    ),
-    mutant(
-        "cpu pool: a worker that is not there is counted on",
-        POOL,
-        "return std::min(wanted, static_cast<int>(workers_.size()));",
-        "return workers_.empty() ? throw 1 : wanted;",
         "queue_without_threads_test",
         NO_THREADS,
     ),
