@@ -7,12 +7,11 @@
 #include <exception>
 
 #include "core/text.h"
+#include "cpu/plan_target.h"
 
 namespace metal_sdpa::cpu {
 namespace {
 
-// Waking a worker pays from about 20 us of work; one thread does some 2e4 multiply-adds in 1 us.
-constexpr double kFlopsPerThread = 1e6;
 // Work of unknown size: as many kernel threads as make a fork-join likely to pay.
 constexpr std::uint64_t kThreadsPerWorker = 4096;
 

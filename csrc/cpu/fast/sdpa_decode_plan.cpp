@@ -68,6 +68,16 @@ Spans bind_list(const SdpaProblem& problem, std::int64_t span_len, int threads, 
   return spans;
 }
 
+/// Whether a grid would have empty items, or items of several threads that differ.
+bool wants_list(const SdpaProblem& problem, std::int64_t span_len, double flops, int threads) {
+  if (!is_uneven(problem)) return false;
+  if (threads > 1 && flops >= 2 * kFlopsPerThread) return true;
+  for (std::int64_t b = 1; b < problem.batch; ++b) {
+    if (visible_spans(problem, b, span_len) != visible_spans(problem, 0, span_len)) return true;
+  }
+  return false;
+}
+
 Spans set_grid(const SdpaProblem& problem, std::int64_t span_len, PlanStep& step) {
   const std::int64_t spans = visible_spans(problem, 0, span_len);
   step.threadgroups = {static_cast<std::uint32_t>(std::max<std::int64_t>(spans, 1)),
@@ -87,14 +97,15 @@ bool plan_decode(const SdpaProblem& problem, const PlanTarget& target, Plan& pla
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::decode, problem.dtype, target.isa);
-  const Spans spans = is_uneven(problem) ? bind_list(problem, span_len, target.threads, step)
-                                         : set_grid(problem, span_len, step);
+  step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
+               static_cast<double>(problem.head_dim + problem.value_dim);
+  const Spans spans = wants_list(problem, span_len, step.flops, target.threads)
+                          ? bind_list(problem, span_len, target.threads, step)
+                          : set_grid(problem, span_len, step);
   args.n_spans = static_cast<std::uint32_t>(spans.longest);
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);
   if (spans.longest > 1) bind_states(problem, spans.all, 1, plan);
-  step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
-               static_cast<double>(problem.head_dim + problem.value_dim);
   plan.span_len = span_len;
   return true;
 }
