@@ -22,6 +22,11 @@ BoundMemory constant_memory(const std::byte* data, std::size_t byte_len) {
   return {const_cast<std::byte*>(data), byte_len};
 }
 
+void bind_table(const PlanTable& table, NativeLaunch& launch) {
+  if (table.bytes == nullptr) return;
+  launch.bindings[table.index] = constant_memory(table.bytes->data(), table.bytes->size());
+}
+
 class PlanRun final : public ImmediateWork {
  public:
   PlanRun(const KernelRegistry& registry, const Plan& plan, const SdpaOperands& operands,
@@ -66,10 +71,8 @@ NativeLaunch bind_step(const PlanStep& step, const SdpaOperands& operands,
   }
   const PlanArgs& args = step.args;
   launch.bindings[args.index] = constant_memory(args.bytes.begin(), args.bytes.size());
-  for (const PlanTable* table : {&step.sequences, &step.work}) {
-    if (table->bytes == nullptr) continue;
-    launch.bindings[table->index] = constant_memory(table->bytes->data(), table->bytes->size());
-  }
+  bind_table(step.sequences, launch);
+  bind_table(step.work, launch);
   return launch;
 }
 

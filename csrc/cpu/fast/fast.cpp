@@ -69,7 +69,9 @@ double state_bytes(const SdpaProblem& problem, double spans) {
 }
 
 std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len) {
-  return (visible_keys(problem, b) + span_len - 1) / span_len;
+  const std::int64_t keys = visible_keys(problem, b);
+  if (keys <= span_len) return keys > 0 ? 1 : 0;  // a division is a part of a tiny call
+  return (keys + span_len - 1) / span_len;
 }
 
 void bind_states(const SdpaProblem& problem, std::int64_t spans, std::int64_t head_counters,
