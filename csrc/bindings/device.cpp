@@ -166,8 +166,8 @@ void bind_device(nb::module_& module) {
           "Where the kernels come from: \"metallib PATH\", \"embedded source\"; empty: built in.")
       .def(
           "synchronize", [](const Device& self) { without_gil([&self] { self.synchronize(); }); },
-          "Waits for everything committed to the device; raises the first error that nobody "
-          "waited for.")
+          "Waits for everything committed to the device before the call; raises the first error "
+          "that nobody\nwaited for. Ctrl-C cancels what this thread committed, and nothing else.")
       .def(
           "command_encoder", [](const Device& self) { return self.command_encoder(); },
           "A fresh CommandEncoder; one-shot, for one thread at a time.")

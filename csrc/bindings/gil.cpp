@@ -52,6 +52,7 @@ void begin_exit() {
   const GilRelease released;
   shutdown();
   wait_for_others();
+  shutdown();  // ends the threads that they started meanwhile
 }
 
 bool on_main_thread() noexcept { return PyThread_get_thread_ident() == g_main_thread.load(); }

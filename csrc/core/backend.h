@@ -77,7 +77,8 @@ struct Dispatch {
   std::vector<ThreadgroupMemory> threadgroup_memory;
   GridSize threadgroups;
   GridSize threadgroup_size;
-  double flops = -1;  ///< estimate; negative: unknown
+  double flops = -1;   ///< estimate; negative: unknown
+  bool dealt = false;  ///< a threadgroup is what a thread is to take at once (CPU device)
 };
 
 enum class CommandStatus { encoding, committed, completed, failed };

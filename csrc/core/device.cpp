@@ -1,6 +1,7 @@
 // Device handles: which backend, and memory through it.
 #include "metal_sdpa/device.h"
 
+#include <exception>
 #include <mutex>
 #include <utility>
 
@@ -107,8 +108,8 @@ void shutdown() noexcept {
     std::string reason;
     const std::shared_ptr<Backend> metal = metal_backend(reason);
     if (metal != nullptr) metal->shutdown();
-  } catch (const Error&) {
-    // A device that could not be made has no work and no threads.
+  } catch (const std::exception&) {
+    // A device that could not be made, be it for want of memory, has no work and no threads.
   }
 }
 

@@ -82,7 +82,7 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     constants.push_back({static_cast<std::uint32_t>(step.aligned_constant), true});
   }
   dispatch.pipeline = plan_pipeline(registry, step.kernel, std::move(constants));
-  constexpr std::size_t kConstants = 2;  // args and sequences
+  constexpr std::size_t kConstants = 3;  // args, sequences and work
   dispatch.bindings.reserve(step.bindings.size() + kConstants);
   for (const PlanBinding& bound : step.bindings) {
     OperandMemory memory = operand_memory(bound.operand, operands, scratch);
@@ -95,14 +95,15 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
     dispatch.bindings.push_back(std::move(binding));
   }
   dispatch.bindings.push_back(args_binding(step.args));
-  if (step.sequences.bytes != nullptr) {
-    dispatch.bindings.push_back(table_binding(backend, step.sequences));
+  for (const PlanTable* table : {&step.sequences, &step.work}) {
+    if (table->bytes != nullptr) dispatch.bindings.push_back(table_binding(backend, *table));
   }
   dispatch.threadgroup_memory.assign(step.threadgroup_memory.begin(),
                                      step.threadgroup_memory.end());
   dispatch.threadgroups = step.threadgroups;
   dispatch.threadgroup_size = step.threadgroup_size;
   dispatch.flops = step.flops;
+  dispatch.dealt = step.work.bytes != nullptr;
   record.access.declared = true;
   record.access.reads = resolve_ranges(step.reads, operands, scratch);
   record.access.writes = resolve_ranges(step.writes, operands, scratch);

@@ -30,6 +30,9 @@ class InterruptPoller {
     return interrupted_;
   }
 
+  /// Whether it did, without asking.
+  bool interrupted() const noexcept { return interrupted_; }
+
  private:
   static constexpr unsigned kFreeQuestions = 2;
 

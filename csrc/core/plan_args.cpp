@@ -45,18 +45,6 @@ PlanRange range_of(const SdpaProblem& problem, PlanOperand operand, std::int64_t
           static_cast<std::uint64_t>((last - first + 1) * size)};
 }
 
-/// Keys visible to the L queries of one sequence, in closed form.
-double sequence_pairs(const SdpaProblem& problem, std::int64_t b) {
-  const double kv_len = static_cast<double>(problem.sequence_kv_len(b));
-  const double rows = static_cast<double>(problem.seq_len);
-  if (!problem.causal) return rows * kv_len;
-  const double first = static_cast<double>(problem.sequence_q_start(b)) + 1;  // keys of query 0
-  const double empty = std::clamp(-first, 0.0, rows);
-  const double full = std::clamp(first + rows - kv_len, 0.0, rows - empty);
-  const double partial = rows - empty - full;
-  return full * kv_len + partial * (first + empty) + partial * (partial - 1) / 2;
-}
-
 }  // namespace
 
 const char* DTypeNames::of(DType dtype) const {
@@ -70,11 +58,28 @@ std::int64_t longest_kv_len(const SdpaProblem& problem) {
   return *std::max_element(problem.kv_lengths.begin(), problem.kv_lengths.end());
 }
 
+double visible_pairs(const SdpaProblem& problem, std::int64_t b) {
+  const double kv_len = static_cast<double>(problem.sequence_kv_len(b));
+  const double rows = static_cast<double>(problem.seq_len);
+  if (!problem.causal) return rows * kv_len;
+  const double first = static_cast<double>(problem.sequence_q_start(b)) + 1;  // keys of query 0
+  const double empty = std::clamp(-first, 0.0, rows);
+  const double full = std::clamp(first + rows - kv_len, 0.0, rows - empty);
+  const double partial = rows - empty - full;
+  return full * kv_len + partial * (first + empty) + partial * (partial - 1) / 2;
+}
+
+std::int64_t visible_keys(const SdpaProblem& problem, std::int64_t b) {
+  const std::int64_t keys = problem.sequence_kv_len(b);
+  if (!problem.causal) return keys;
+  return std::clamp<std::int64_t>(problem.sequence_q_start(b) + problem.seq_len, 0, keys);
+}
+
 double visible_pairs(const SdpaProblem& problem) {
   double pairs = 0;
   if (!problem.per_sequence())
-    return sequence_pairs(problem, 0) * static_cast<double>(problem.batch);
-  for (std::int64_t b = 0; b < problem.batch; ++b) pairs += sequence_pairs(problem, b);
+    return visible_pairs(problem, 0) * static_cast<double>(problem.batch);
+  for (std::int64_t b = 0; b < problem.batch; ++b) pairs += visible_pairs(problem, b);
   return pairs;
 }
 

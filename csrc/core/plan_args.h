@@ -25,8 +25,12 @@ void bind_sdpa_outputs(const SdpaProblem& problem, PlanStep& step);
 /// Longest kv_len of the batch.
 std::int64_t longest_kv_len(const SdpaProblem& problem);
 
-/// Pairs (query, visible key) of one head, summed over the batch.
+/// Pairs (query, visible key) of one head, summed over the batch; of one sequence.
 double visible_pairs(const SdpaProblem& problem);
+double visible_pairs(const SdpaProblem& problem, std::int64_t b);
+
+/// Keys that any query of sequence b sees: the first so many.
+std::int64_t visible_keys(const SdpaProblem& problem, std::int64_t b);
 
 /// The kernel name of a dtype: `f32` itself, or with _f16 or _bf16 behind it.
 struct DTypeNames {

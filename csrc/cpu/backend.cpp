@@ -125,6 +125,7 @@ CpuBackend::CpuBackend()
                        ? best_isa()
                        : isa_by_name(isa_from_environment(), "METAL_SDPA_ISA")),
       queue_(std::make_shared<Queue>()) {
+  require_valid_environment();
   name_ = cpu_name();
   limits_.max_buffer_bytes = kMaxBuffer;
   limits_.max_threads_per_threadgroup = 1024;

@@ -7,12 +7,11 @@
 #include <exception>
 
 #include "core/text.h"
+#include "cpu/plan_target.h"
 
 namespace metal_sdpa::cpu {
 namespace {
 
-// Waking a worker pays from about 20 us of work; one thread does some 2e4 multiply-adds in 1 us.
-constexpr double kFlopsPerThread = 1e6;
 // Work of unknown size: as many kernel threads as make a fork-join likely to pay.
 constexpr std::uint64_t kThreadsPerWorker = 4096;
 
@@ -52,6 +51,7 @@ void fork_join(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& p
   work.kernel = run.pipeline.kernel;
   work.launch = &run.launch;
   work.total = run.launch.threadgroups.count();
+  work.dealt = run.dealt;
   work.cancelled = &cancelled;
   pool.run(threads, work, poller);
 }
@@ -61,7 +61,8 @@ void run_all(Job& job, ThreadPool& pool, InterruptPoller* poller) {
     NativeLaunch launch;
     bind(dispatch, launch);
     const auto& pipeline = static_cast<const NativePipeline&>(*dispatch.pipeline);
-    run_kernel({pipeline, launch, dispatch.flops, job.threads}, job.cancelled, pool, poller);
+    run_kernel({pipeline, launch, dispatch.flops, job.threads, dispatch.dealt}, job.cancelled, pool,
+               poller);
   }
 }
 
@@ -73,6 +74,9 @@ void run_kernel(const KernelRun& run, std::atomic<bool>& cancelled, ThreadPool& 
     fork_join(run, cancelled, pool, poller);
   } catch (const std::exception& error) {
     fail(ErrorCode::command_buffer, "cpu: kernel ", run.pipeline.name, ": ", error.what());
+  } catch (...) {
+    fail(ErrorCode::command_buffer, "cpu: kernel ", run.pipeline.name,
+         ": threw what is no std::exception");
   }
   if (cancelled.load()) {
     fail(ErrorCode::interrupted, "cpu: kernel ", run.pipeline.name, " was cancelled");
@@ -85,8 +89,9 @@ void execute_job(Job& job, ThreadPool& pool, InterruptPoller* poller) noexcept {
     if (job.cancelled.load()) fail(ErrorCode::interrupted, "cpu: the work was cancelled");
     run_all(job, pool, poller);
   } catch (const Error& error) {
-    job.error_code = error.code();
-    job.error = error.what();
+    job.fail(error.code(), error.what());
+  } catch (const std::exception& error) {
+    job.fail(ErrorCode::command_buffer, error.what());
   }
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   job.run_time_s = taken.count();

@@ -8,7 +8,7 @@
 
 namespace metal_sdpa::cpu {
 
-/// Runs the job on this thread and the pool; what goes wrong is kept in job.error. `poller` is
+/// Runs the job on this thread and the pool; what goes wrong is kept in the job. `poller` is
 /// asked on this thread (null: never); cancelling it discards the rest of the job.
 void execute_job(Job& job, ThreadPool& pool, InterruptPoller* poller) noexcept;
 
@@ -18,6 +18,7 @@ struct KernelRun {
   const NativeLaunch& launch;
   double flops = -1;  ///< estimate; negative: unknown
   int max_threads = 1;
+  bool dealt = false;  ///< a threadgroup is what a thread is to take at once
 };
 
 /// Runs it on this thread and the pool. Errors: command_buffer with the kernel's own text,

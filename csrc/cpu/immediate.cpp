@@ -23,6 +23,11 @@ BoundMemory constant_memory(const std::byte* data, std::size_t byte_len) {
   return {const_cast<std::byte*>(data), byte_len};
 }
 
+void bind_table(const PlanTable& table, NativeLaunch& launch) {
+  if (table.bytes == nullptr) return;
+  launch.bindings[table.index] = constant_memory(table.bytes->data(), table.bytes->size());
+}
+
 class PlanRun final : public ImmediateWork {
  public:
   PlanRun(const KernelRegistry& registry, const Plan& plan, const SdpaOperands& operands,
@@ -40,7 +45,7 @@ class PlanRun final : public ImmediateWork {
           registry_, step.kernel, FunctionConstants(step.constants.begin(), step.constants.end()));
       const NativeLaunch launch = bind_step(step, operands_, scratch_);
       const KernelRun kernel{static_cast<const NativePipeline&>(*pipeline), launch, step.flops,
-                             threads_};
+                             threads_, step.work.bytes != nullptr};
       run_kernel(kernel, cancelled, pool, &poller);
     }
   }
@@ -67,10 +72,8 @@ NativeLaunch bind_step(const PlanStep& step, const SdpaOperands& operands,
   }
   const PlanArgs& args = step.args;
   launch.bindings[args.index] = constant_memory(args.bytes.begin(), args.bytes.size());
-  if (step.sequences.bytes != nullptr) {
-    const std::vector<std::byte>& bytes = *step.sequences.bytes;
-    launch.bindings[step.sequences.index] = constant_memory(bytes.data(), bytes.size());
-  }
+  bind_table(step.sequences, launch);
+  bind_table(step.work, launch);
   return launch;
 }
 

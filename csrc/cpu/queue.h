@@ -1,33 +1,18 @@
 // The CPU device's in-order queue of command buffers.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
-#include <deque>
+#include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/interrupt.h"
+#include "cpu/job.h"
 #include "cpu/thread_pool.h"
 
 namespace metal_sdpa::cpu {
-
-/// One command buffer on its way through the queue.
-struct Job {
-  std::vector<Dispatch> dispatches;
-  int threads = 1;
-  std::atomic<bool> cancelled{false};
-  double run_time_s = 0;
-
-  // Guarded by the queue's mutex.
-  bool done = false;
-  bool reported = false;  ///< somebody was told of the error
-  ErrorCode error_code = ErrorCode::command_buffer;
-  std::string error;  ///< empty: fine
-};
 
 /// Work that is no command buffer and waits for nobody.
 class ImmediateWork {
@@ -39,13 +24,20 @@ class ImmediateWork {
 };
 
 /// Jobs run one at a time, in the order of submission: on the thread that waits for the job where
-/// it can, else on the queue's own thread.
+/// it can, else on the queue's own thread. Where the system has no thread for the queue, jobs that
+/// nobody waits for are run by whoever waits for something behind them.
+///
+/// A thread may come back while it runs something here: the interrupt check that running work asks
+/// is the caller's code (a Python signal handler). Immediate work then runs at once, on that thread
+/// alone. Jobs do too, in their order, where what is suspended is immediate work; a job that is
+/// suspended cannot be waited for, nor anything behind it: InvalidArgument.
 class Queue {
  public:
+  Queue();
   ~Queue();
 
   /// Hands the job over and returns.
-  void submit(std::shared_ptr<Job> job);
+  void submit(const std::shared_ptr<Job>& job);
   /// submit and wait, on the calling thread when the queue is idle.
   void run(const std::shared_ptr<Job>& job);
   /// Runs the work on the calling thread where the queue is idle, ahead of whatever is submitted
@@ -53,33 +45,53 @@ class Queue {
   bool try_run(ImmediateWork& work);
   /// Throws the job's error. An interrupt cancels the job and waits until nothing of it runs.
   void wait(const std::shared_ptr<Job>& job);
-  /// Waits for everything; throws the first error that nobody was told of.
+  /// Waits for what was begun before; throws the first error that nobody was told of. An interrupt
+  /// cancels those of the jobs that this thread submitted, and no others.
   void synchronize();
-  /// Finishes everything, then ends and joins all threads.
+  /// Waits for what was begun before, then ends and joins all threads. Does nothing on a thread
+  /// whose own work is suspended.
   void shutdown() noexcept;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
+  enum class Running { nothing, immediate, job };
+  enum class Start { now, nested, later };
 
-  bool at_front(const std::shared_ptr<Job>& job) const;
-  void end_immediate() noexcept;
-  void execute_front(Lock& lock, InterruptPoller* poller);
+  bool is_suspended_here() const;
+  void require_nothing_suspended(const char* call) const;
+  bool may_run(const Job& next, bool wanted) const;
+  bool may_nest() const;
+  bool is_orphan(const Job& job) const;
+  bool is_done(std::uint64_t last) const;
+  std::shared_ptr<Job> next_job() const;
+
+  void add(const std::shared_ptr<Job>& job);
+  void await(Lock& lock, const std::shared_ptr<Job>& job);
+  void await_turn(Lock& lock, const Job& job);
+  bool pause(Lock& lock, InterruptPoller& poller);
+  void execute(Lock& lock, std::shared_ptr<Job> job, InterruptPoller* poller);
   void finish(const std::shared_ptr<Job>& job);
-  void finish_interrupted(Lock& lock, const std::shared_ptr<Job>& job);
+  void cancel(Lock& lock, const std::shared_ptr<Job>& job);
+  void cancel_own(Lock& lock, std::uint64_t last);
   void report(const std::shared_ptr<Job>& job);
-  void start_thread();
-  void thread_loop();
-  void drain(Lock& lock, InterruptPoller* poller);
+  Start begin_immediate();
+  void run_nested(ImmediateWork& work);
+  void end_immediate() noexcept;
+  void start_thread() noexcept;
+  void thread_loop(std::uint64_t number);
 
   std::mutex mutex_;
-  std::condition_variable changed_;           ///< a job came, or one is done
-  std::deque<std::shared_ptr<Job>> pending_;  ///< the running job stays at the front
-  bool running_ = false;                      ///< the front job, or immediate work
-  bool immediate_ = false;                    ///< the latter
-  bool stopping_ = false;
+  std::condition_variable changed_;  ///< a job came, or one is done
+  JobLine pending_;                  ///< the running job stays in line
+  Running running_ = Running::nothing;
+  const Job* running_job_ = nullptr;    ///< nullptr: none, or immediate work
+  std::thread::id runner_;              ///< of what is running
+  std::uint64_t immediate_number_ = 0;  ///< of immediate work that is running, as of a job
+  std::uint64_t last_number_ = 0;
   int waiters_ = 0;
   std::vector<std::shared_ptr<Job>> failed_;  ///< errors that nobody was told of
   std::thread thread_;
+  std::uint64_t thread_number_ = 0;  ///< a thread of another number ends
   ThreadPool pool_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -49,11 +50,27 @@ int cgroup_cpus() {
   return 0;
 }
 
+/// METAL_SDPA_NUM_THREADS as it was when the library was loaded; empty: not set.
+const std::string& threads_from_environment() {
+  static const std::string* const text = [] {
+    const char* found = std::getenv("METAL_SDPA_NUM_THREADS");
+    return new std::string(found == nullptr ? "" : found);
+  }();
+  return *text;
+}
+
+/// The number that `text` is, 1 to kMaxThreads; 0: it is none.
+int to_thread_count(const std::string& text) {
+  int count = 0;
+  const char* end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data(), end, count);
+  const bool is_number = error == std::errc() && parsed == end;
+  return is_number && count >= 1 && count <= kMaxThreads ? count : 0;
+}
+
 int default_threads() {
-  const char* text = std::getenv("METAL_SDPA_NUM_THREADS");
-  const int asked = text == nullptr ? 0 : std::atoi(text);
-  if (asked >= 1) return std::min(asked, kMaxThreads);
-  return available_cpus();
+  const int asked = to_thread_count(threads_from_environment());
+  return asked > 0 ? asked : available_cpus();
 }
 
 // Set while the library is loaded: the environment is not read after that.
@@ -66,6 +83,12 @@ int available_cpus() {
   const int quota = cgroup_cpus();
   if (quota > 0) cpus = std::min(cpus, quota);
   return std::min(cpus, kMaxThreads);
+}
+
+void require_valid_environment() {
+  const std::string& text = threads_from_environment();
+  if (text.empty() || to_thread_count(text) > 0) return;
+  fail_argument("METAL_SDPA_NUM_THREADS: \"", text, "\", takes 1 to ", kMaxThreads);
 }
 
 }  // namespace cpu

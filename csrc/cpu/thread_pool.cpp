@@ -22,6 +22,9 @@ constexpr std::chrono::microseconds kSpin{30};
 // that only for those who would share a processor.
 constexpr int kPlaced = 8;
 
+// How long a system that gave no thread is left in peace.
+constexpr std::chrono::seconds kRetry{1};
+
 // A thread takes one of so many equal shares of what is left for it.
 constexpr std::uint64_t kSharesPerThread = 3;
 
@@ -65,13 +68,12 @@ ThreadPool::~ThreadPool() { stop(); }
 void ThreadPool::run(int n_threads, const ParallelWork& work, InterruptPoller* poller) {
   work_ = work;
   next_.store(0);
-  const int helpers = std::max(n_threads - 1, 0);
+  const int helpers = n_threads > 1 ? start_workers(n_threads - 1) : 0;
   wanted_.store(helpers, std::memory_order_relaxed);
   CallerStop stop(*work.cancelled, poller);
   if (helpers == 0) {
     take_chunks(stop);
   } else {
-    start_workers(helpers);
     state_.store((epoch_of(state_.load()) + 1) * kEpochOne | kOpen);
     if (sleepers_.load() > 0) wake_workers(helpers);
     take_chunks(stop);
@@ -106,11 +108,12 @@ void ThreadPool::take_chunks(StopToken& stop) {
 /// so that all threads end together.
 bool ThreadPool::take_chunk(WorkRange& chunk) {
   const auto threads = static_cast<std::uint64_t>(wanted_.load(std::memory_order_relaxed) + 1);
+  const std::uint64_t shares = work_.dealt ? work_.total : kSharesPerThread * threads;
   std::uint64_t begin = next_.load();
   std::uint64_t end = 0;
   do {
     if (begin >= work_.total) return false;
-    end = begin + std::max<std::uint64_t>(1, (work_.total - begin) / (kSharesPerThread * threads));
+    end = begin + std::max<std::uint64_t>(1, (work_.total - begin) / shares);
   } while (!next_.compare_exchange_weak(begin, end));
   chunk = {begin, end};
   return true;
@@ -122,16 +125,27 @@ void ThreadPool::keep_exception() noexcept {
   if (exception_ == nullptr) exception_ = std::current_exception();
 }
 
-void ThreadPool::start_workers(int count) {
-  while (static_cast<int>(workers_.size()) < count) {
+/// How many of `count` workers there are. After a failure it is asked for more only later: a call
+/// that goes without them shall not pay for asking.
+int ThreadPool::start_workers(int count) noexcept {
+  const int wanted = std::min(count, most_workers_);
+  while (static_cast<int>(workers_.size()) < wanted && start_worker()) {
+  }
+  return std::min(wanted, static_cast<int>(workers_.size()));
+}
+
+bool ThreadPool::start_worker() noexcept {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < retry_after_) return false;
+  try {
     Worker& worker = workers_.emplace_back();
     worker.index = static_cast<int>(workers_.size()) - 1;
-    try {
-      worker.thread = std::thread([this, &worker] { worker_loop(worker); });
-    } catch (...) {
-      workers_.pop_back();
-      throw;
-    }
+    worker.thread = std::thread([this, &worker] { worker_loop(worker); });
+    return true;
+  } catch (...) {
+    if (!workers_.empty() && !workers_.back().thread.joinable()) workers_.pop_back();
+    retry_after_ = now + kRetry;
+    return false;
   }
 }
 
@@ -209,6 +223,7 @@ void ThreadPool::stop() {
   wake_.notify_all();
   for (Worker& worker : workers_) worker.thread.join();
   workers_.clear();
+  retry_after_ = {};
   stopping_.store(false);
 }
 

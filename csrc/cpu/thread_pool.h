@@ -2,15 +2,17 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <exception>
+#include <list>
 #include <mutex>
 #include <thread>
 
 #include "core/interrupt.h"
 #include "cpu/placement.h"
+#include "cpu/thread_count.h"
 #include "metal_sdpa/native_kernel.h"
 
 namespace metal_sdpa::cpu {
@@ -21,18 +23,20 @@ struct ParallelWork {
   NativeKernel kernel = nullptr;
   const NativeLaunch* launch = nullptr;
   std::uint64_t total = 0;
+  bool dealt = false;                      ///< chunks are of one each
   std::atomic<bool>* cancelled = nullptr;  ///< read by everybody, set by the caller's poller
 };
 
 /// Used by one fork-join at a time; the queue sees to that.
 class ThreadPool {
  public:
-  ThreadPool() = default;
+  explicit ThreadPool(int most_workers = kMaxThreads) : most_workers_(most_workers) {}
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  /// Runs all chunks on the calling thread and up to n_threads - 1 workers. Polls `poller` (may be
+  /// Runs all chunks on the calling thread and up to n_threads - 1 workers: fewer where the system
+  /// gives no more threads. Polls `poller` (may be
   /// null) on the calling thread and cancels when it says so. Rethrows what a kernel threw.
   void run(int n_threads, const ParallelWork& work, InterruptPoller* poller);
 
@@ -47,7 +51,8 @@ class ThreadPool {
     std::thread thread;
   };
 
-  void start_workers(int count);
+  int start_workers(int count) noexcept;
+  bool start_worker() noexcept;
   void wake_workers(int count);
   void worker_loop(Worker& self);
   std::uint64_t wait_for_work(Worker& self, std::uint64_t seen_epoch);
@@ -69,7 +74,9 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::exception_ptr exception_;  ///< guarded by mutex_
-  std::deque<Worker> workers_;    ///< whose elements never move
+  std::list<Worker> workers_;     ///< whose elements never move
+  const int most_workers_;
+  std::chrono::steady_clock::time_point retry_after_{};  ///< a worker could not be started
 };
 
 }  // namespace metal_sdpa::cpu

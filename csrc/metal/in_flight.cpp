@@ -65,8 +65,7 @@ void InFlight::wait(Submission& submission) {
 void InFlight::wait_all() {
   std::unique_lock<std::mutex> lock(mutex_);
   const std::uint64_t last = next_number_ - 1;
-  const bool interrupted = wait_polling(
-      lock, finished_, [this, last] { return running_.empty() || running_.begin()->first > last; });
+  const bool interrupted = wait_polling(lock, finished_, [this, last] { return none_up_to(last); });
   if (interrupted) fail(ErrorCode::interrupted, "synchronize: interrupted");
   throw_unreported();
 }
@@ -83,7 +82,12 @@ void InFlight::throw_unreported() {
 
 void InFlight::drain() noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
-  finished_.wait(lock, [this] { return running_.empty(); });
+  const std::uint64_t last = next_number_ - 1;
+  finished_.wait(lock, [this, last] { return none_up_to(last); });
+}
+
+bool InFlight::none_up_to(std::uint64_t last) const {
+  return running_.empty() || running_.begin()->first > last;
 }
 
 double InFlight::gpu_time_s(const Submission& submission) const {

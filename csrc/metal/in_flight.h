@@ -45,12 +45,14 @@ class InFlight {
   /// Waits for everything added so far; throws the first error that nobody waited for.
   void wait_all();
 
-  /// Waits for everything without asking anybody, reports nothing.
+  /// Waits for everything added so far without asking anybody, reports nothing.
   void drain() noexcept;
 
   double gpu_time_s(const Submission& submission) const;
 
  private:
+  /// Whether nothing with a number up to `last` is running.
+  bool none_up_to(std::uint64_t last) const;
   void throw_unreported();
 
   mutable std::mutex mutex_;

@@ -40,7 +40,8 @@ class BufferAllocationError(Error, MemoryError):
 
 def shutdown() -> None:
     """
-    Waits for all devices and ends the threads of the library; a later call starts them anew.
+    Waits for what was committed to all devices and ends the threads of the library; a later call
+    starts them anew. InvalidArgument from a signal handler that runs in the middle of another call.
     """
 
 class DType(enum.Enum):
@@ -190,7 +191,8 @@ class Device:
 
     def synchronize(self) -> None:
         """
-        Waits for everything committed to the device; raises the first error that nobody waited for.
+        Waits for everything committed to the device before the call; raises the first error that nobody
+        waited for. Ctrl-C cancels what this thread committed, and nothing else.
         """
 
     def command_encoder(self) -> CommandEncoder:

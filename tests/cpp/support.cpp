@@ -1,9 +1,13 @@
 // Helpers of the C++ tests.
 #include "support.h"
 
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <sstream>
+#include <thread>
 
 #include "core/half.h"
 
@@ -28,6 +32,24 @@ ErrorCode error_of(const std::function<void()>& call, const std::string& word) {
   }
   FAIL("no Error was thrown; expected one about ", word);
   return ErrorCode::unsupported;
+}
+
+bool within_seconds(int seconds, const std::function<bool()>& work) {
+  std::promise<void> ended;
+  std::thread watch([seconds, end = ended.get_future()] {
+    if (end.wait_for(std::chrono::seconds(seconds)) == std::future_status::ready) return;
+    std::fprintf(stderr, "hangs for %d s\n", seconds);
+    std::_Exit(1);
+  });
+  bool fine = false;
+  try {
+    fine = work();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+  }
+  ended.set_value();
+  watch.join();
+  return fine;
 }
 
 void set_element(const Buffer& buffer, std::size_t index, float value) {

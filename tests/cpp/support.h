@@ -20,6 +20,10 @@ std::vector<std::string> device_kinds();
 /// text does not hold `word`.
 ErrorCode error_of(const std::function<void()>& call, const std::string& word = "");
 
+/// Runs `work` and returns what it returns. Where it hangs for so many seconds, the whole program
+/// ends with a message: nothing else could end it.
+bool within_seconds(int seconds, const std::function<bool()>& work);
+
 /// f32, f16 or bf16 bits of `value`, rounded to nearest even, at element `index` of `buffer`.
 void set_element(const Buffer& buffer, std::size_t index, float value);
 float get_element(const Buffer& buffer, std::size_t index);

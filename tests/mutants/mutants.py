@@ -22,6 +22,7 @@ from pathlib import Path
 from cpu_table import CPU_MUTANTS
 from fault import Mutant
 from metal_table import METAL_MUTANTS
+from queue_table import QUEUE_MUTANTS
 
 TREE = Path(__file__).resolve().parents[2]
 COPIED = (
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--fresh", action="store_true", help="delete DIR first")
     options = parser.parse_args(arguments)
     wants_all = options.all or options.list or options.only
-    table = METAL_MUTANTS + CPU_MUTANTS if wants_all else METAL_MUTANTS
+    table = METAL_MUTANTS + QUEUE_MUTANTS + (CPU_MUTANTS if wants_all else ())
     mutants = [mutant for mutant in table if options.only in mutant.name]
     if options.list:
         for mutant in mutants:

@@ -69,14 +69,35 @@ metal_sdpa.set_num_threads(2)
 print(metal_sdpa.get_num_threads())
 """
     assert child.run(program, METAL_SDPA_NUM_THREADS="3").split() == ["3", "3", "2"]
-    bad = """
-import metal_sdpa
-try:
-    metal_sdpa.Device("cpu")
-except metal_sdpa.InvalidArgument as error:
-    print(error)
+    assert "METAL_SDPA_ISA" in child.run(REFUSED, METAL_SDPA_ISA="z80")
+
+
+REFUSED = """
+import numpy as np, metal_sdpa
+metal_sdpa.get_num_threads()
+x = np.ones((1, 1, 1, 8), np.float32)
+for call in (lambda: metal_sdpa.Device("cpu"), lambda: metal_sdpa.sdpa(x, x, x)):
+    try:
+        call()
+    except metal_sdpa.InvalidArgument as error:
+        print(error)
 """
-    assert "METAL_SDPA_ISA" in child.run(bad, METAL_SDPA_ISA="z80")
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-3", "1025", "2x", " 2", "1.5", "99999999999"])
+def test_a_bad_number_of_threads_in_the_environment(text: str) -> None:
+    """The first use of the CPU device says so; the import does not."""
+    said = f'METAL_SDPA_NUM_THREADS: "{text}", takes 1 to 1024'
+    assert child.run(REFUSED, METAL_SDPA_NUM_THREADS=text).splitlines() == [said, said]
+    report = child.run(
+        "import metal_sdpa._report as r; print(r.environment_report())", METAL_SDPA_NUM_THREADS=text
+    )
+    assert said in report
+
+
+def test_an_empty_number_of_threads_is_none() -> None:
+    count = "import metal_sdpa; metal_sdpa.Device('cpu'); print(metal_sdpa.get_num_threads())"
+    assert child.run(count, METAL_SDPA_NUM_THREADS="") == child.run(count)
 
 
 def test_nothing_is_printed() -> None:

@@ -126,3 +126,113 @@ except Stop:
 """
     )
     assert rest.split() == ["stopped"]
+
+
+HANDLED = {
+    "sdpa": "assert np.array_equal(metal_sdpa.sdpa(small, small, small), want_small)",
+    "commit_and_wait": "encode(device.command_encoder()).commit_and_wait()",
+    "commit and wait": "e = encode(device.command_encoder()); e.commit(); e.wait_until_completed()",
+    "synchronize": "device.synchronize()",
+    "shutdown": "metal_sdpa.shutdown()",
+}
+OUTER = {
+    "sdpa": "got = metal_sdpa.sdpa(q, q, q)",
+    "commit_and_wait": "encode_large().commit_and_wait(); got = large.numpy()",
+}
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("handled", HANDLED)
+def test_a_signal_handler_may_call_the_library(handled: str, outer: str) -> None:
+    """In the middle of a call it works, or is refused where it would wait for that very call."""
+    refused = handled == "shutdown" or (outer == "commit_and_wait" and handled != "sdpa")
+    program = """
+import faulthandler, signal
+import numpy as np, metal_sdpa
+faulthandler.dump_traceback_later(60, exit=True)
+rng = np.random.default_rng(0)
+q = rng.standard_normal((1, 16, 3000, 128), np.float32)
+small = rng.standard_normal((1, 2, 70, 16), np.float32)
+want, want_small = metal_sdpa.sdpa(q, q, q), metal_sdpa.sdpa(small, small, small)
+device = metal_sdpa.Device("cpu")
+registry = metal_sdpa.KernelRegistry(device)
+held, output = device.wrap(small), device.empty(small.shape, "f32")
+wrapped, large = device.wrap(q), device.empty(q.shape, "f32")
+
+def encode(encoder):
+    params = metal_sdpa.SdpaParams(2, 2, 16, 70, 70, 0.25, 0, False)
+    metal_sdpa.encode_sdpa(encoder, registry, device, held, held, held, output, params, 1)
+    return encoder
+
+def encode_large():
+    encoder = device.command_encoder()
+    params = metal_sdpa.SdpaParams(16, 16, 128, 3000, 3000, 128**-0.5, 0, False)
+    metal_sdpa.encode_sdpa(
+        encoder, registry, device, wrapped, wrapped, wrapped, large, params, 1)
+    return encoder
+
+handled = []
+def handler(*_):
+    try:
+        HANDLED
+        handled.append("worked")
+    except metal_sdpa.InvalidArgument as error:
+        assert "signal handler" in str(error), error
+        handled.append("refused")
+
+signal.signal(signal.SIGALRM, handler)
+for _ in range(50):
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    OUTER
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert np.array_equal(got, want)
+    if handled:
+        break
+device.synchronize()
+assert np.array_equal(metal_sdpa.sdpa(q, q, q), want)
+print(*handled)
+"""
+    program = program.replace("HANDLED", HANDLED[handled]).replace("OUTER", OUTER[outer])
+    out = child.run(program)
+    assert out.split() == ["refused" if refused else "worked"]
+
+
+def test_ctrl_c_in_synchronize_leaves_other_threads_alone() -> None:
+    rest, _ = interrupt(
+        CPU_SECONDS
+        + """
+import faulthandler, threading, time
+faulthandler.dump_traceback_later(60, exit=True)
+device = metal_sdpa.Device("cpu")
+registry = metal_sdpa.KernelRegistry(device)
+held = device.wrap(q)
+errors, finished = [], []
+
+def work():
+    params = metal_sdpa.SdpaParams(16, 16, 128, 8192, 8192, 0.088, 0, False)
+    output = device.empty(q.shape, "f32")
+    encoder = device.command_encoder()
+    metal_sdpa.encode_sdpa(encoder, registry, device, held, held, held, output, params, 1)
+    encoder.commit()
+    committed.set()
+    try:
+        encoder.wait_until_completed()
+        finished.append(bool(output.numpy()[:, :, -1].any(axis=-1).all()))
+    except BaseException as error:
+        errors.append(error)
+
+committed = threading.Event()
+thread = threading.Thread(target=work)
+thread.start()
+committed.wait()
+print("begin", flush=True)
+caught = "0"
+try:
+    device.synchronize()
+except KeyboardInterrupt:
+    caught = time.time()
+thread.join()
+print(caught, len(errors), *finished)
+"""
+    )
+    assert rest.split() == ["0", "True"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import child
 import metal_sdpa
 from arrays import same_bits
 from engine import Attention
@@ -131,6 +133,80 @@ def test_python_runs_while_attention_computes() -> None:
     ticker.join()
     during = [t for t in ticks if began < t < ended]
     assert len(during) > 20 * (ended - began), f"{len(during)} ticks in {ended - began:.2f} s"
+
+
+@pytest.mark.parametrize("wait", ["device.synchronize()", "metal_sdpa.shutdown()"])
+def test_waiting_for_the_device_beside_callers(wait: str, target: Target) -> None:
+    """It ends while other threads keep calling."""
+    out = child.run(
+        f"""
+import faulthandler, threading
+import numpy as np, metal_sdpa
+faulthandler.dump_traceback_later(100, exit=True)
+device = metal_sdpa.Device("{target.kind}")
+x = np.ones((1, 4, 256, 32), np.float32)
+metal_sdpa.sdpa(x, x, x, device=device)
+stop, failed = threading.Event(), []
+
+def call():
+    try:
+        while not stop.is_set():
+            metal_sdpa.sdpa(x, x, x, device=device)
+    except BaseException as error:
+        failed.append(error)
+
+callers = [threading.Thread(target=call) for _ in range(3)]
+for caller in callers:
+    caller.start()
+for _ in range(5):
+    {wait}
+stop.set()
+for caller in callers:
+    caller.join()
+print("failed" if failed else "fine")
+""",
+        timeout=110,
+    )
+    assert out.split() == ["fine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_system_that_gives_no_threads() -> None:
+    """The calling thread computes; what was committed is run by whoever waits."""
+    out = child.run(
+        """
+import faulthandler, os, resource, threading
+import numpy as np, metal_sdpa
+faulthandler.dump_traceback_later(60, exit=True)
+from engine import Attention
+x = np.random.default_rng(0).standard_normal((1, 8, 400, 64), np.float32)
+want = metal_sdpa.sdpa(x, x, x)
+device = metal_sdpa.Device("cpu", threads=4)
+params = metal_sdpa.SdpaParams(4, 2, 32, 9, 40, 0.2, 0, True)
+attention = Attention.of(device, params)
+want_encoded = attention.direct(params)
+metal_sdpa.shutdown()
+if os.getuid() == 0:
+    os.setuid(65533)  # root has no such limit
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try:
+    threading.Thread(target=print).start()
+    print("there are threads")
+except RuntimeError:
+    pass
+assert np.array_equal(metal_sdpa.sdpa(x, x, x, device=device), want)
+for wait in ("encoder.wait_until_completed()", "device.synchronize()",
+             "metal_sdpa.sdpa(x, x, x, device=device)", "metal_sdpa.shutdown()"):
+    attention.poison_output()
+    encoder = device.command_encoder()
+    attention.encode(encoder)
+    encoder.commit()
+    exec(wait)
+    assert np.array_equal(attention.result(), want_encoded), wait
+print("fine")
+"""
+    )
+    assert out.split() == ["fine"]
 
 
 @pytest.mark.parametrize("count", [0, -1, 1025, 2**40, "two", 1.5, None])

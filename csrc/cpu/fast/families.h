@@ -14,17 +14,21 @@ const char* fast_kernel_name(Family family, DType dtype, Isa isa);
 /// Query rows under one KV head, L * Hq / Hkv.
 std::int64_t rows_per_kv_head(const SdpaProblem& problem);
 
-/// Bytes of the states of all rows and spans, as span_states.h has them; also where no machine has
-/// so many.
-double state_bytes(const SdpaProblem& problem, const SdpaArgs& args);
+/// Bytes of the states of all rows for `spans` spans, as span_states.h has them; also where no
+/// machine has so many. The spans are those of all sequences together.
+double state_bytes(const SdpaProblem& problem, double spans);
 
-/// Scratch memory for them and for `counters` counters, bound to the last step of the plan.
-void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,
+/// Spans that any row of sequence b sees.
+std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len);
+
+/// Scratch memory for the states of `spans` spans and for `head_counters` counters of each KV head,
+/// bound to the last step of the plan.
+void bind_states(const SdpaProblem& problem, std::int64_t spans, std::int64_t head_counters,
                  Plan& plan);
 
 /// Fill the plan, or return false where the family does not take the problem. plan_decode is asked
 /// first. A family that problem.kernel names takes all it can, whatever suits it best.
-bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan);
+bool plan_decode(const SdpaProblem& problem, const PlanTarget& target, Plan& plan);
 bool plan_prefill(const SdpaProblem& problem, const PlanTarget& target, Plan& plan);
 
 }  // namespace metal_sdpa::cpu

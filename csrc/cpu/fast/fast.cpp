@@ -62,16 +62,25 @@ std::int64_t rows_per_kv_head(const SdpaProblem& problem) {
   return problem.seq_len * (problem.n_heads / problem.n_kv_heads);
 }
 
-double state_bytes(const SdpaProblem& problem, const SdpaArgs& args) {
-  const double rows = static_cast<double>(problem.batch) * static_cast<double>(problem.n_kv_heads) *
-                      static_cast<double>(rows_per_kv_head(problem));
-  return rows * args.n_spans * static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
+double state_bytes(const SdpaProblem& problem, double spans) {
+  const double rows =
+      static_cast<double>(problem.n_kv_heads) * static_cast<double>(rows_per_kv_head(problem));
+  return rows * spans * static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
 }
 
-void bind_states(const SdpaProblem& problem, const SdpaArgs& args, std::uint64_t counters,
+std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len) {
+  const std::int64_t keys = visible_keys(problem, b);
+  if (keys <= span_len) return keys > 0 ? 1 : 0;  // a division is a part of a tiny call
+  return (keys + span_len - 1) / span_len;
+}
+
+void bind_states(const SdpaProblem& problem, std::int64_t spans, std::int64_t head_counters,
                  Plan& plan) {
   PlanStep& step = plan.steps.back();
-  plan.scratch_bytes[0] = static_cast<std::uint64_t>(state_bytes(problem, args));
+  const auto counters =
+      static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads * head_counters);
+  plan.scratch_bytes[0] =
+      static_cast<std::uint64_t>(state_bytes(problem, static_cast<double>(spans)));
   plan.scratch_bytes[1] = counters * sizeof(std::uint32_t);
   step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
   step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});
@@ -97,7 +106,7 @@ bool plan_fast(const SdpaProblem& problem, const PlanTarget& target, Plan& plan)
   const std::string& forced = problem.kernel;
   const bool decode = forced.empty() || forced == "sdpa_decode";
   const bool prefill = forced.empty() || forced == "sdpa_prefill";
-  return (decode && plan_decode(problem, target.isa, plan)) ||
+  return (decode && plan_decode(problem, target, plan)) ||
          (prefill && plan_prefill(problem, target, plan));
 }
 

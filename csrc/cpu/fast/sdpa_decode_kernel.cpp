@@ -7,19 +7,20 @@
 //     output = numerators / sum
 #include "cpu/fast/decode_item.h"
 #include "cpu/fast/kernel_tables.h"
+#include "cpu/fast/work_items.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 namespace {
 
-/// Threadgroups (n_spans, n_kv_heads, batch).
+/// Threadgroups (n_spans, n_kv_heads, batch), or those of a work list.
 template <typename T>
 void decode(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
-  const GridSize& grid = launch.threadgroups;
-  for (std::uint64_t group = work.begin; group < work.end; ++group) {
+  const WorkRun even{};
+  WorkItems items(launch, work, even);
+  for (std::uint64_t i = items.begin(); i < items.end(); ++i) {
     if (stop.stop_requested()) return;
-    DecodeItem<T> item(launch, static_cast<sdpa_i64>(group / grid.x / grid.y),
-                       static_cast<sdpa_i64>(group / grid.x % grid.y),
-                       static_cast<sdpa_i64>(group % grid.x));
+    const ItemPlace place = items.place(i);
+    DecodeItem<T> item(launch, place.b, place.kv_h, place.index);
     item.run();
   }
 }

@@ -1,9 +1,11 @@
 // The plan of sdpa_decode: one step, one work item a span of each KV head.
 #include <algorithm>
+#include <vector>
 
 #include "core/plan_args.h"
 #include "cpu/fast/families.h"
 #include "cpu/fast/sdpa_decode.h"
+#include "cpu/fast/work_list.h"
 
 namespace metal_sdpa::cpu {
 namespace {
@@ -32,28 +34,78 @@ std::int64_t most_rows(DType dtype, Isa isa) {
   return 16;
 }
 
+// What beginning and ending an item costs, in keys.
+constexpr double kItemKeys = 16;
+
+struct Spans {
+  std::int64_t longest = 0;  ///< of one sequence
+  std::int64_t all = 0;      ///< of all sequences
+};
+
+/// An item a span, at least one a KV head.
+SequenceWork work_of(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len) {
+  SequenceWork work;
+  work.sequence = b;
+  work.spans = visible_spans(problem, b, span_len);
+  work.set_rows = rows_per_kv_head(problem);
+  work.n_parts = std::max<std::int64_t>(work.spans, 1);
+  work.has_states = true;
+  work.item_cost =
+      kItemKeys + static_cast<double>(visible_keys(problem, b)) / static_cast<double>(work.n_parts);
+  return work;
+}
+
+Spans bind_list(const SdpaProblem& problem, std::int64_t span_len, int threads, PlanStep& step) {
+  std::vector<SequenceWork> works;
+  works.reserve(static_cast<std::size_t>(problem.batch));
+  Spans spans;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const SequenceWork& work = works.emplace_back(work_of(problem, b, span_len));
+    spans.longest = std::max(spans.longest, work.spans);
+    spans.all += work.spans;
+  }
+  bind_work(problem, std::move(works), threads, step);
+  return spans;
+}
+
+/// Whether a grid would have empty items, or items of several threads that differ.
+bool wants_list(const SdpaProblem& problem, std::int64_t span_len, double flops, int threads) {
+  if (!is_uneven(problem)) return false;
+  if (threads > 1 && flops >= 2 * kFlopsPerThread) return true;
+  for (std::int64_t b = 1; b < problem.batch; ++b) {
+    if (visible_spans(problem, b, span_len) != visible_spans(problem, 0, span_len)) return true;
+  }
+  return false;
+}
+
+Spans set_grid(const SdpaProblem& problem, std::int64_t span_len, PlanStep& step) {
+  const std::int64_t spans = visible_spans(problem, 0, span_len);
+  step.threadgroups = {static_cast<std::uint32_t>(std::max<std::int64_t>(spans, 1)),
+                       static_cast<std::uint32_t>(problem.n_kv_heads),
+                       static_cast<std::uint32_t>(problem.batch)};
+  return {spans, spans * problem.batch};
+}
+
 }  // namespace
 
-bool plan_decode(const SdpaProblem& problem, Isa isa, Plan& plan) {
-  if (problem.kernel.empty() && rows_per_kv_head(problem) > most_rows(problem.dtype, isa))
+bool plan_decode(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
+  if (problem.kernel.empty() && rows_per_kv_head(problem) > most_rows(problem.dtype, target.isa))
     return false;
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
-  const SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
+  SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   PlanStep& step = plan.steps.emplace_back();
-  step.kernel = fast_kernel_name(Family::decode, problem.dtype, isa);
-  step.threadgroups = {std::max<std::uint32_t>(1, args.n_spans),
-                       static_cast<std::uint32_t>(problem.n_kv_heads),
-                       static_cast<std::uint32_t>(problem.batch)};
-  bind_sdpa_operands(problem, step);
-  bind_sdpa_args(problem, args, step);
-  if (args.n_spans > 1) {
-    bind_states(problem, args, static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads),
-                plan);
-  }
+  step.kernel = fast_kernel_name(Family::decode, problem.dtype, target.isa);
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
                static_cast<double>(problem.head_dim + problem.value_dim);
+  const Spans spans = wants_list(problem, span_len, step.flops, target.threads)
+                          ? bind_list(problem, span_len, target.threads, step)
+                          : set_grid(problem, span_len, step);
+  args.n_spans = static_cast<std::uint32_t>(spans.longest);
+  bind_sdpa_operands(problem, step);
+  bind_sdpa_args(problem, args, step);
+  if (spans.longest > 1) bind_states(problem, spans.all, 1, plan);
   plan.span_len = span_len;
   return true;
 }

@@ -18,34 +18,44 @@
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 namespace {
 
-/// Item `index` of KV head `head` of the launch. All sets of rows take a part of the spans before
-/// the next part's turn, because they share its keys in the caches; late rows, which see the most
-/// keys of a causal problem, come first, so that short items fill the end of the queue.
-PrefillShare share_of(const NativeLaunch& launch, sdpa_i64 head, sdpa_i64 index) {
+/// How every sequence is cut where there is no work list: threadgroups (sets of args.group_split
+/// rows times parts of the spans, n_kv_heads, batch).
+WorkRun even_run(const NativeLaunch& launch) {
   const SdpaArgs& args = args_of(launch);
   const sdpa_i64 n_rows = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
-  const sdpa_i64 set_rows = args.group_split;
-  const sdpa_i64 n_sets = (n_rows + set_rows - 1) / set_rows;
-  const sdpa_i64 n_parts = launch.threadgroups.x / n_sets;
-  const sdpa_i64 n_spans = (args.n_spans + n_parts - 1) / n_parts;
-  const sdpa_i64 set = n_sets - 1 - index % n_sets;
+  WorkRun run{};
+  if (work_header(launch) != nullptr) return run;
+  run.set_rows = args.group_split;
+  run.n_sets = static_cast<sdpa_u32>((n_rows + run.set_rows - 1) / run.set_rows);
+  run.head_counters = run.n_sets;
+  run.n_parts = launch.threadgroups.x / run.n_sets;
+  run.part_spans = larger<sdpa_u32>((args.n_spans + run.n_parts - 1) / run.n_parts, 1);
+  return run;
+}
+
+/// All sets of rows take a part of the spans before the next part's turn, because they share its
+/// keys in the caches; late rows, which see the most keys of a causal problem, come first, so that
+/// short items fill the end of the queue.
+PrefillShare share_of(const NativeLaunch& launch, const WorkRun& run, const ItemPlace& place) {
+  const SdpaArgs& args = args_of(launch);
+  const sdpa_i64 n_rows = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
+  const sdpa_i64 set = run.n_sets - 1 - place.index % run.n_sets;
   PrefillShare share;
-  share.row_begin = set * set_rows;
-  share.n_rows = static_cast<int>(smaller(set_rows, n_rows - share.row_begin));
-  share.span_begin = index / n_sets * n_spans;
-  share.n_spans = larger<sdpa_i64>(n_spans, 1);
-  share.counter = head * n_sets + set;
+  share.row_begin = set * run.set_rows;
+  share.n_rows = static_cast<int>(smaller<sdpa_i64>(run.set_rows, n_rows - share.row_begin));
+  share.span_begin = place.index / run.n_sets * run.part_spans;
+  share.n_spans = run.part_spans;
+  share.counter = (place.b * args.n_kv_heads + place.kv_h) * run.head_counters + set;
   return share;
 }
 
-/// Threadgroups (sets of args.group_split rows times parts of the spans, n_kv_heads, batch).
 template <typename T>
 void prefill(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
-  const GridSize& grid = launch.threadgroups;
-  for (std::uint64_t group = work.begin; group < work.end; ++group) {
-    const auto head = static_cast<sdpa_i64>(group / grid.x);
-    PrefillItem<T> item(launch, head / grid.y, head % grid.y,
-                        share_of(launch, head, static_cast<sdpa_i64>(group % grid.x)));
+  const WorkRun even = even_run(launch);
+  WorkItems items(launch, work, even);
+  for (std::uint64_t i = items.begin(); i < items.end(); ++i) {
+    const ItemPlace place = items.place(i);
+    PrefillItem<T> item(launch, place.b, place.kv_h, share_of(launch, items.run(), place));
     if (!item.run(stop)) return;
   }
 }

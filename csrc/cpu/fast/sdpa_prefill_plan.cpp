@@ -1,10 +1,13 @@
 // The plan of sdpa_prefill: one step, whose work items are some rows of a KV head and a part of its
 // keys.
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "core/plan_args.h"
 #include "cpu/fast/families.h"
 #include "cpu/fast/sdpa_prefill.h"
+#include "cpu/fast/work_list.h"
 
 namespace metal_sdpa::cpu {
 namespace {
@@ -22,6 +25,12 @@ constexpr std::int64_t kFewestRows = 24;
 // Most memory for the states of spans whose items are different threads'.
 constexpr double kMostStateBytes = 64 << 20;
 
+// What packing costs: a key as much as its products with so many rows, and the other way round.
+constexpr double kRowsToPack = 16;
+constexpr double kKeysToPack = 16;
+// Of the whole work, in units of a sequence that hardly counts.
+constexpr double kMostHeads = 1 << 24;
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// How one KV head's work is cut. Never changes bits.
@@ -30,41 +39,15 @@ struct Cut {
   std::int64_t parts = 1;  ///< of the spans
 };
 
-/// Spans that any row of sequence b sees.
-std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len) {
-  std::int64_t keys = problem.sequence_kv_len(b);
-  if (problem.causal) {
-    const std::int64_t seen = problem.sequence_q_start(b) + problem.seq_len;
-    keys = std::clamp<std::int64_t>(seen, 0, keys);
-  }
-  return ceil_div(keys, span_len);
-}
-
-struct SpanCount {
-  std::int64_t longest = 0;  ///< of one sequence
-  std::int64_t all = 0;      ///< of all sequences
+/// What the cut of a sequence reads of the batch.
+struct Share {
+  std::int64_t spans = 0;  ///< of the sequence
+  std::int64_t heads = 1;  ///< KV heads, if all the work were in heads like those of the sequence
 };
 
-SpanCount count_spans(const SdpaProblem& problem, std::int64_t span_len) {
-  if (!problem.per_sequence()) {
-    const std::int64_t spans = visible_spans(problem, 0, span_len);
-    return {spans, spans * problem.batch};
-  }
-  SpanCount count;
-  for (std::int64_t b = 0; b < problem.batch; ++b) {
-    const std::int64_t spans = visible_spans(problem, b, span_len);
-    count.longest = std::max(count.longest, spans);
-    count.all += spans;
-  }
-  return count;
-}
-
-/// Sets of rows that suit the caches: as few as leave plenty of items. Sequences count by their
-/// spans, so that one long one among many short ones is still cut.
-std::int64_t sets_of_rows(const SdpaProblem& problem, const SpanCount& spans, int threads) {
+/// Sets of rows that suit the caches: as few as leave plenty of items.
+std::int64_t sets_of_rows(const SdpaProblem& problem, std::int64_t heads, int threads) {
   const std::int64_t rows = rows_per_kv_head(problem);
-  const std::int64_t heads = std::max<std::int64_t>(
-      problem.n_kv_heads * spans.all / std::max<std::int64_t>(spans.longest, 1), 1);
   const int most = prefill_most_item_rows(static_cast<int>(problem.head_dim + problem.value_dim));
   const std::int64_t plenty = ceil_div(kPlentyPerThread * threads, heads);
   return std::clamp(plenty, ceil_div(rows, most), ceil_div(rows, kPrefillItemRows));
@@ -78,22 +61,106 @@ void cut_rows(std::int64_t rows, std::int64_t heads, std::int64_t wanted, std::i
 }
 
 /// Spans are shared out first, since then no key is packed twice.
-Cut cut_work(const SdpaProblem& problem, const SpanCount& spans, bool may_share, int threads) {
+Cut cut_work(const SdpaProblem& problem, const Share& share, bool may_share, int threads) {
   const std::int64_t rows = rows_per_kv_head(problem);
-  const std::int64_t heads = std::max<std::int64_t>(problem.batch * problem.n_kv_heads, 1);
   Cut cut;
-  cut.sets = sets_of_rows(problem, spans, threads);
+  cut.sets = sets_of_rows(problem, share.heads, threads);
   if (threads == 1) return cut;
-  if (spans.longest > 1 && may_share) {
+  if (share.spans > 1 && may_share) {
     // A part is as long as makes so many of all sequences together.
-    const std::int64_t work = spans.all * problem.n_kv_heads * cut.sets;
+    const std::int64_t work = share.spans * share.heads * cut.sets;
     const std::int64_t part =
-        std::min(ceil_div(work, kItemsOfSpansPerThread * threads), spans.longest);
-    cut.parts = ceil_div(spans.longest, part);
+        std::min(ceil_div(work, kItemsOfSpansPerThread * threads), share.spans);
+    cut.parts = ceil_div(share.spans, part);
   }
-  cut_rows(rows, heads, kItemsPerThread * threads, kFewRows, cut);
-  cut_rows(rows, heads, threads, kFewestRows, cut);
+  cut_rows(rows, share.heads, kItemsPerThread * threads, kFewRows, cut);
+  cut_rows(rows, share.heads, threads, kFewestRows, cut);
   return cut;
+}
+
+/// What an uncut KV head of sequence b costs, in products of a row and a key.
+double head_cost(const SdpaProblem& problem, std::int64_t b) {
+  const auto group = static_cast<double>(problem.n_heads / problem.n_kv_heads);
+  return group * visible_pairs(problem, b) +
+         kRowsToPack * static_cast<double>(visible_keys(problem, b)) +
+         kKeysToPack * static_cast<double>(rows_per_kv_head(problem));
+}
+
+/// Puts a cut of `sets` and `parts` into `work`, whose cost is that of a KV head. No set and no
+/// part is empty.
+void set_cut(const Cut& cut, std::int64_t rows, SequenceWork& work) {
+  const std::int64_t spans = std::max<std::int64_t>(work.spans, 1);
+  work.set_rows = ceil_div(rows, cut.sets);
+  work.n_sets = ceil_div(rows, work.set_rows);
+  work.part_spans = ceil_div(spans, cut.parts);
+  work.n_parts = ceil_div(spans, work.part_spans);
+  work.has_states = work.n_parts > 1;
+  work.item_cost /= static_cast<double>(work.items_of_head());
+}
+
+/// Each sequence is cut as its share of the whole work asks for.
+std::vector<SequenceWork> cut_sequences(const SdpaProblem& problem, std::int64_t span_len,
+                                        bool may_share, int threads) {
+  std::vector<SequenceWork> works(static_cast<std::size_t>(problem.batch));
+  double total = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    SequenceWork& work = works[static_cast<std::size_t>(b)];
+    work.sequence = b;
+    work.spans = visible_spans(problem, b, span_len);
+    work.item_cost = head_cost(problem, b);
+    total += work.item_cost * static_cast<double>(problem.n_kv_heads);
+  }
+  for (SequenceWork& work : works) {
+    const double heads = std::min(total / work.item_cost, kMostHeads);
+    const Share share{work.spans, static_cast<std::int64_t>(heads)};
+    set_cut(cut_work(problem, share, may_share, threads), rows_per_kv_head(problem), work);
+  }
+  return works;
+}
+
+std::int64_t spans_with_states(const std::vector<SequenceWork>& works) {
+  std::int64_t spans = 0;
+  for (const SequenceWork& work : works) spans += work.has_states ? work.spans : 0;
+  return spans;
+}
+
+bool fits(const SdpaProblem& problem, std::int64_t spans) {
+  return state_bytes(problem, static_cast<double>(spans)) <= kMostStateBytes;
+}
+
+/// How the problem is cut: into the step's grid or its work list.
+struct Division {
+  std::int64_t longest = 0;      ///< spans of one sequence
+  std::int64_t with_states = 0;  ///< spans of all sequences that leave their states in memory
+  std::int64_t head_counters = 1;
+  std::int64_t set_rows = 1;  ///< of every sequence, where there is no list
+};
+
+Division divide_unevenly(const SdpaProblem& problem, std::int64_t span_len, int threads,
+                         PlanStep& step) {
+  std::vector<SequenceWork> works = cut_sequences(problem, span_len, true, threads);
+  if (!fits(problem, spans_with_states(works))) {
+    works = cut_sequences(problem, span_len, false, threads);
+  }
+  Division division;
+  for (const SequenceWork& work : works) division.longest = std::max(division.longest, work.spans);
+  division.with_states = spans_with_states(works);
+  division.head_counters = most_sets(works);
+  bind_work(problem, std::move(works), threads, step);
+  return division;
+}
+
+Division divide_evenly(const SdpaProblem& problem, std::int64_t span_len, int threads,
+                       PlanStep& step) {
+  SequenceWork work;
+  work.spans = visible_spans(problem, 0, span_len);
+  const Share share{work.spans, problem.batch * problem.n_kv_heads};
+  const bool may_share = fits(problem, work.spans * problem.batch);
+  set_cut(cut_work(problem, share, may_share, threads), rows_per_kv_head(problem), work);
+  step.threadgroups = {static_cast<std::uint32_t>(work.items_of_head()),
+                       static_cast<std::uint32_t>(problem.n_kv_heads),
+                       static_cast<std::uint32_t>(problem.batch)};
+  return {work.spans, work.has_states ? work.spans * problem.batch : 0, work.n_sets, work.set_rows};
 }
 
 }  // namespace
@@ -103,23 +170,17 @@ bool plan_prefill(const SdpaProblem& problem, const PlanTarget& target, Plan& pl
       prefill_block_len(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
   const int span_len = prefill_span_len(block_len, rows_per_kv_head(problem));
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
-  const SpanCount spans = count_spans(problem, span_len);
-  args.n_spans = static_cast<std::uint32_t>(spans.longest);
-  const bool may_share = state_bytes(problem, args) <= kMostStateBytes;
-  const Cut cut = cut_work(problem, spans, may_share, target.threads);
-  const std::int64_t rows = ceil_div(rows_per_kv_head(problem), cut.sets);
-  const std::int64_t sets = ceil_div(rows_per_kv_head(problem), rows);
-  args.group_split = static_cast<std::uint32_t>(rows);
   PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::prefill, problem.dtype, target.isa);
-  step.threadgroups = {static_cast<std::uint32_t>(sets * cut.parts),
-                       static_cast<std::uint32_t>(problem.n_kv_heads),
-                       static_cast<std::uint32_t>(problem.batch)};
+  const Division division = is_uneven(problem)
+                                ? divide_unevenly(problem, span_len, target.threads, step)
+                                : divide_evenly(problem, span_len, target.threads, step);
+  args.n_spans = static_cast<std::uint32_t>(division.longest);
+  args.group_split = static_cast<std::uint32_t>(division.set_rows);
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);
-  if (cut.parts > 1) {
-    bind_states(problem, args,
-                static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads * sets), plan);
+  if (division.with_states > 0) {
+    bind_states(problem, division.with_states, division.head_counters, plan);
   }
   step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
                static_cast<double>(problem.head_dim + problem.value_dim);

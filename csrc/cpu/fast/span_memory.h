@@ -4,6 +4,7 @@
 #include "cpu/fast/launch_view.h"
 #include "cpu/fast/prefill_totals.h"
 #include "cpu/fast/span_states.h"
+#include "cpu/fast/work_items.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
@@ -16,8 +17,15 @@ class SpanMemory {
     slots_ = state_slots(args.value_dim);
     states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data);
     done_ = static_cast<std::uint32_t*>(launch.bindings[kBufferSpansDone].data);
-    if (states_ != nullptr)
-      states_ += (b * args.n_kv_heads + kv_h) * args.n_spans * n_rows_ * slots_;
+    if (states_ == nullptr) return;
+    sdpa_i64 before = b * args.n_spans;
+    sdpa_i64 n_spans = args.n_spans;
+    if (const WorkHeader* work = work_header(launch)) {
+      const std::uint64_t* states_before = work_states(work) + b;
+      before = static_cast<sdpa_i64>(states_before[0]);
+      n_spans = static_cast<sdpa_i64>(states_before[1]) - before;
+    }
+    states_ += (before * args.n_kv_heads + kv_h * n_spans) * n_rows_ * slots_;
   }
 
   /// Takes memory for one span of each row instead.

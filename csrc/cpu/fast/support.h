@@ -1,13 +1,9 @@
 // What the kernels call that is compiled with nobody's wide instructions: memory and libm.
 #pragma once
 
-#include <cstddef>
+#include "cpu/thread_scratch.h"
 
 namespace metal_sdpa::cpu {
-
-/// At least `bytes` bytes at a 64-byte boundary, this thread's own until it asks again. The memory
-/// stays with the thread: a kernel that runs again allocates nothing. Throws std::bad_alloc.
-void* thread_scratch(std::size_t bytes);
 
 /// Slots of a line of K or V times query rows, at most, whose arithmetic is over before prefetches
 /// would have been answered.

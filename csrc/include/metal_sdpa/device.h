@@ -58,7 +58,8 @@ class METAL_SDPA_API Device {
   std::string library_origin() const;
   const DeviceOptions& options() const noexcept { return options_; }
 
-  /// Waits for everything committed to the device; throws the first error that nobody waited for.
+  /// Waits for everything committed to the device before the call; throws the first error that
+  /// nobody waited for. An interrupt cancels what the calling thread committed, and nothing else.
   void synchronize() const;
 
   /// Zero-filled memory at a 128-byte boundary. InvalidArgument where `byte_len` is 0 or is not
@@ -96,10 +97,15 @@ METAL_SDPA_API void set_num_threads(int n_threads);
 
 /// Called at most every 10 ms on a thread that computes or waits inside the library; true cancels
 /// what the thread waits for, which then throws Error(interrupted). Null (the default): never.
+/// The check may call the library: sdpa() runs at once; waiting for work that the check itself
+/// holds up, or for what stands behind it, is InvalidArgument. It must not wait for another thread
+/// that waits for the device.
 using InterruptCheck = bool (*)();
 METAL_SDPA_API void set_interrupt_check(InterruptCheck check) noexcept;
 
-/// Waits for all devices and ends the library's threads; a later call starts them anew.
+/// Waits for what was committed to all devices before the call and ends the library's threads; a
+/// later call starts them anew. Safe from any thread, beside calls of others. Does nothing inside
+/// an interrupt check whose thread computes.
 METAL_SDPA_API void shutdown() noexcept;
 
 }  // namespace metal_sdpa

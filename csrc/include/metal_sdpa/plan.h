@@ -55,6 +55,9 @@ struct PlanStep {
   InlineVector<PlanBinding, 10> bindings;
   PlanArgs args;
   PlanTable sequences;  ///< SdpaSequence [B], or a device's list of work made from it
+  /// Which work items there are, where the grid does not say it (CPU device). Threadgroups are then
+  /// shares of the work that cost about the same, larger ones first.
+  PlanTable work;
   InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
   InlineVector<PlanRange, 6> reads;
   InlineVector<PlanRange, 4> writes;

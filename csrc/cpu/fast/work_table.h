@@ -1,0 +1,32 @@
+// The work list of a batch whose sequences differ, as it lies in memory: which items there are,
+// those that take longest first. A batch of equal sequences has none: its grid numbers its items.
+#pragma once
+
+#include <cstdint>
+
+namespace metal_sdpa::cpu {
+
+/// Buffer index of the list; the other devices have no such buffer. It holds a WorkHeader, a
+/// WorkRun for each sequence, the first item of each threadgroup and one past the last (u64), and
+/// for each sequence the spans before its own that have room for a state (u64, one more at the
+/// end).
+constexpr std::uint32_t kBufferWork = 13;
+
+struct WorkHeader {
+  std::uint64_t n_runs;
+  std::uint64_t n_groups;  ///< threadgroups
+};
+
+/// The items of one sequence: its KV heads one after the other, for each the parts of its spans,
+/// for each part the sets of its rows.
+struct WorkRun {
+  std::uint64_t first_item;
+  std::uint32_t sequence;
+  std::uint32_t set_rows;  ///< query rows of a set, but the last
+  std::uint32_t n_sets;
+  std::uint32_t part_spans;  ///< spans of a part, but the last
+  std::uint32_t n_parts;
+  std::uint32_t head_counters;  ///< counters of a KV head, a set has one; the same in all runs
+};
+
+}  // namespace metal_sdpa::cpu
