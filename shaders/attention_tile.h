@@ -6,7 +6,7 @@
 //
 // A tile of keys is one softmax update:
 //   S^T = K Q^T   (keys x rows)     a lane reads 16 neighbouring bytes of a key, the A operand
-//   P   = exp2(S - reference)^T     8x8 transposes by shuffles
+//   P   = weights of S, transposed  8x8 transposes by shuffles
 //   O  += P V     (rows x Dv)       V is read as K is, and is the B operand
 // Neither K nor V goes through threadgroup memory. A sum over head_dim may take its terms in any
 // order: column k of fragment f of a chunk is element E * (k / 2) + 2 * f + k % 2 of the chunk
@@ -34,7 +34,7 @@ constant bool share_rows = is_function_constant_defined(shared_constant) ? share
 
 namespace metal_sdpa {
 
-/// State of one row: a power of two, and the sum of the weights in units of it.
+/// State of one row but for its numerators, as softmax_state.h has it.
 struct TileRowState {
   float reference;
   float sum;
@@ -89,8 +89,10 @@ struct AttentionTile {
     kTileTotals = kCompensated || kPrefill,
     kStateFields = kFragments + 2,
     kStateFloat2s = sdpa_tile_state_bytes(kPrefill, kBytes, kDim) / 8,
-    kScoreBlock = kCompensated ? 8 : 16,
-    kScoreBlocks = kCompensated || kFragments > kScoreBlock,
+    kScoreChain = kCompensated ? 2 : 3,
+    kScoreChains = kPrefill ? 1 : 2,
+    kScoreBlock = kScoreChain * kScoreChains,
+    kValueBlock = 2,
   };
   typedef metal::vec<T, 2> Pair;
 
@@ -102,7 +104,7 @@ struct AttentionTile {
   LanePosition at;
   int slice_begin;  ///< first element of the slice
   int head_dim;
-  float scale;  ///< to log2 units
+  float scale;
   Pair q[kRowTiles][kFragments];
   float2 o[kRowTiles][kFragments];
   float2 o_compensation[kCompensated ? kRowTiles : 1][kCompensated ? kFragments : 1];
@@ -120,7 +122,7 @@ struct AttentionTile {
     at = lane_position(lane);
     slice_begin = slice * kSliceDim;
     head_dim = int(args.head_dim);
-    scale = args.scale * kLog2E;
+    scale = args.scale;
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       reference[r] = float2(-INFINITY);
@@ -192,28 +194,33 @@ struct AttentionTile {
     }
   }
 
-  /// This slice's part of S^T. Even and odd fragments are summed apart, so that a multiplication
-  /// need not wait for the one before. Blocks of kScoreBlock fragments are summed from zero: short
-  /// chains of additions, not a long one, whose roundings may all go one way.
+  /// This slice's part of S^T, in chains of kScoreChain matrix products from zero: a long chain of
+  /// additions may round the same way all along. Decode, with few scores at a time, has two chains
+  /// under way, so that a multiplication need not wait for the one before.
+  ///
+  /// Roundings that a score may gather, each at most u = 2^-24 of |q| |k|: 8 kScoreChain in a
+  /// chain, one for each block of kScoreChains chains but the first, one where a block has two, and
+  /// one for every second slice: in f32 19 at D 64, 20 at D 128, 24 at D 576, in 16 bits 27, 30 and
+  /// at most 34 (D 256, prefill). Equal elements, which round alike, lose a quarter of a chain, 4 u
+  /// (6 u). metal_accuracy_test looks for worse.
   void multiply_scores(thread const KeyTile& k, thread float2 (&scores)[kRowTiles][kKeyTiles]) {
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
       SDPA_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
         float2 total = float2(0.0f);
-        float2 even = float2(0.0f);
-        float2 odd = float2(0.0f);
+        float2 chains[kScoreChains];
         SDPA_UNROLL
-        for (int f = 0; f < kFragments; f += 2) {
-          even = multiply_accumulate(k.pairs[j][f], q[r][f], even);
-          odd = multiply_accumulate(k.pairs[j][f + 1], q[r][f + 1], odd);
-          if (kScoreBlocks && f % kScoreBlock == kScoreBlock - 2) {
-            total = float2(total.x + (even.x + odd.x), total.y + (even.y + odd.y));
-            even = float2(0.0f);
-            odd = float2(0.0f);
-          }
+        for (int f = 0; f < kFragments; ++f) {
+          const int c = f % kScoreChains;
+          if (f % kScoreBlock < kScoreChains) chains[c] = float2(0.0f);
+          chains[c] = multiply_accumulate(k.pairs[j][f], q[r][f], chains[c]);
+          if ((f + 1) % kScoreBlock != 0 && f + 1 < kFragments) continue;
+          float2 sum = chains[0];
+          if (kScoreChains == 2) sum = float2(sum.x + chains[c].x, sum.y + chains[c].y);
+          total = f < kScoreBlock ? sum : float2(total.x + sum.x, total.y + sum.y);
         }
-        scores[r][j] = float2(total.x + (even.x + odd.x), total.y + (even.y + odd.y));
+        scores[r][j] = total;
       }
     }
   }
@@ -231,26 +238,33 @@ struct AttentionTile {
     }
   }
 
-  /// The sum of all slices' parts, added in one order by all of them.
+  /// The sum of all slices' parts, even and odd ones apart, added in one order by all of them.
   void take_scores(thread float2 (&scores)[kRowTiles][kKeyTiles],
                    threadgroup const float2* exchange, int lane) const {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
-        float2 total = exchange[(r * kKeyTiles + j) * 32 + lane];
+        float2 even = exchange[(r * kKeyTiles + j) * 32 + lane];
+        float2 odd = float2(0.0f);
         SDPA_UNROLL
         for (int s = 1; s < kSlices; ++s) {
           const float2 part = exchange[(s * kScores + r * kKeyTiles + j) * 32 + lane];
-          total = float2(total.x + part.x, total.y + part.y);
+          if (s == 1) {
+            odd = part;
+          } else if (s % 2 == 0) {
+            even = float2(even.x + part.x, even.y + part.y);
+          } else {
+            odd = float2(odd.x + part.x, odd.y + part.y);
+          }
         }
-        scores[r][j] = total;
+        scores[r][j] = float2(even.x + odd.x, even.y + odd.y);
       }
     }
   }
 
-  /// Brings scores to log2 units, -inf where a row does not see the key. all_visible: every row
-  /// sees every key of the tile.
+  /// Scales scores; -inf where a row does not see the key. all_visible: every row sees every key of
+  /// the tile.
   void mask_scores(thread float2 (&scores)[kRowTiles][kKeyTiles], int first, bool all_visible) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
@@ -273,7 +287,7 @@ struct AttentionTile {
 
   static float2 product(float2 a, float2 b) { return float2(a.x * b.x, a.y * b.y); }
 
-  /// Multiplies the state of row tile r by a power of two a row.
+  /// Multiplies the state of row tile r by a factor a row.
   void rescale(int r, float2 factor) {
     sum[r] = product(sum[r], factor);
     sum_compensation[r] = product(sum_compensation[r], factor);
@@ -288,7 +302,7 @@ struct AttentionTile {
     }
   }
 
-  /// Raises the references of row tile r to what the scores ask for.
+  /// Raises the references of row tile r to what the scores ask for. A NaN does not raise them.
   void raise_reference(int r, thread float2 (&scores)[kRowTiles][kKeyTiles]) {
     float2 maximum = scores[r][0];
     SDPA_UNROLL
@@ -298,10 +312,10 @@ struct AttentionTile {
     }
     maximum = column_max(maximum);
     const float2 old = reference[r];
-    const float2 next = float2(metal::max(old.x, metal::ceil(maximum.x)),
-                               metal::max(old.y, metal::ceil(maximum.y)));
+    if (!metal::simd_any(maximum.x > old.x || maximum.y > old.y)) return;
+    const float2 next = float2(metal::max(old.x, reference_above(maximum.x)),
+                               metal::max(old.y, reference_above(maximum.y)));
     reference[r] = next;
-    if (!metal::simd_any(next.x != old.x || next.y != old.y)) return;
     rescale(r, float2(rescale_factor(old.x, next.x), rescale_factor(old.y, next.y)));
   }
 
@@ -317,7 +331,7 @@ struct AttentionTile {
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
         const float2 weight =
-            float2(metal::exp2(scores[r][j].x - from.x), metal::exp2(scores[r][j].y - from.y));
+            float2(weight_of(scores[r][j].x, from.x), weight_of(scores[r][j].y, from.y));
         tile_sum = float2(tile_sum.x + weight.x, tile_sum.y + weight.y);
         weights[r][j] = transposed(weight, at);
       }
@@ -325,21 +339,33 @@ struct AttentionTile {
     }
   }
 
-  /// O += P V. A tile is summed from zero and then added, in f32 with compensation: so sums are an
-  /// addition a tile long, which is what spans of prefill are cut by, and total's registers are
-  /// free again after each fragment. 16-bit decode, with short spans, goes on with the sum.
+  /// O += P V. A tile is summed from zero, in f32 in blocks of kValueBlock key tiles, and then
+  /// added, in f32 with compensation: so sums are an addition a tile long, which is what spans of
+  /// prefill are cut by, and total's registers are free again after each fragment. 16-bit decode,
+  /// with short spans, goes on with the sum.
+  ///
+  /// Roundings in f32, each at most u of the sum of p |v|: 8 kValueBlock in a block, one for two
+  /// blocks, two for the compensated sum, whatever the number of keys; then two for the division by
+  /// the sum of weights, which has at most 8 itself (a tile's, the compensated sum, 8 lanes). Equal
+  /// terms lose a quarter of a block, 4 u.
   void multiply_values(thread const float2 (&weights)[kRowTiles][kKeyTiles],
                        thread const KeyTile& v) {
     SDPA_UNROLL
     for (int f = 0; f < kFragments; ++f) {
       SDPA_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
+        float2 before = float2(0.0f);
         float2 total = kTileTotals ? float2(0.0f) : o[r][f];
         SDPA_UNROLL
         for (int j = 0; j < kKeyTiles; ++j) {
+          if (kCompensated && j == kValueBlock) {
+            before = total;
+            total = float2(0.0f);
+          }
           total = multiply_accumulate(weights[r][j], v.pairs[j][f], total);
         }
         if (kCompensated) {
+          if (kKeyTiles > kValueBlock) total = float2(before.x + total.x, before.y + total.y);
           compensated_add(o[r][f], o_compensation[r][f], total);
         } else if (kTileTotals) {
           o[r][f] = float2(o[r][f].x + total.x, o[r][f].y + total.y);
@@ -350,7 +376,8 @@ struct AttentionTile {
     }
   }
 
-  /// Sets to zero what `load` repeated past the last key: a weight of 0 times inf is NaN.
+  /// Sets to zero what `load` repeated past the last key: a weight of 0 times inf is NaN. Rows are
+  /// put right in the end whatever they met, but this is quicker.
   void clear_past(int first, int count, thread KeyTile& v) const {
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
@@ -471,6 +498,16 @@ struct AttentionTile {
     }
   }
 
+  /// Whether this lane has a numerator of row tile r that is not finite.
+  bool has_special(int r) const {
+    float2 zero = float2(0.0f);  // NaN once it has met one
+    SDPA_UNROLL
+    for (int f = 0; f < kFragments; ++f) {
+      zero = float2(metal::fma(o[r][f].x, 0.0f, zero.x), metal::fma(o[r][f].y, 0.0f, zero.y));
+    }
+    return zero.x + zero.y != 0.0f;
+  }
+
   /// State of row at.row of row tile r.
   TileRowState row_state(int r) const {
     TileRowState state;
@@ -488,8 +525,8 @@ struct AttentionTile {
       SDPA_UNROLL
       for (int f = 0; f < kChunkFragments; ++f) {
         const float2 numerator = o[r][c * kChunkFragments + f];
-        row[element(c) + 2 * f] = T(numerator.x * inverse);
-        row[element(c) + 2 * f + 1] = T(numerator.y * inverse);
+        row[element(c) + 2 * f] = T(normalised(numerator.x, inverse));
+        row[element(c) + 2 * f + 1] = T(normalised(numerator.y, inverse));
       }
     }
   }

@@ -80,6 +80,16 @@ inline float element_of_row(float2 v, LanePosition at) {
   return at.row % 2 == 0 ? even : odd;
 }
 
+/// Rows, one bit each, of which some lane has the flag.
+inline uint rows_with(bool flag, LanePosition at) {
+  uint rows = 0;
+  SDPA_ROLLED
+  for (int row = 0; row < 8; ++row) {
+    if (metal::simd_any(flag && at.row == row)) rows |= 1u << row;
+  }
+  return rows;
+}
+
 /// The transpose of an 8x8 matrix of floats.
 inline float2 transposed(float2 v, LanePosition at) {
   const ushort first = ushort(lane_at(2 * at.pair, at.row / 2));

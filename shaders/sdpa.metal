@@ -4,6 +4,11 @@
 // Keys are taken in tiles with one softmax update a tile. Every sum over keys is short: a tile from
 // zero, then one compensated addition, so the error does not grow with the number of keys. A long
 // cache is cut into spans, of which a thread takes one and leaves its state for sdpa_merge.
+//
+// Roundings, each at most u = 2^-24: of a score 8 in a chunk, 8 chunks in a block and D / 64
+// blocks, of |q| |k|; of a numerator 16 in a tile and 2 for the compensated sum, as many for the
+// sum of weights, and 2 for the division, of the sum of p |v|. Equal terms lose a quarter of each
+// chain.
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
@@ -97,7 +102,7 @@ void add_products(device const T* q, thread const KeyTile<T>& tile, int begin, i
   }
 }
 
-/// Scores of the tile's keys in log2 units; -inf past the last.
+/// Scores of the tile's keys; -inf past the last.
 template <typename T>
 void tile_scores(device const T* q, thread const KeyTile<T>& tile, int head_dim, float scale,
                  thread float* scores) {
@@ -109,7 +114,7 @@ void tile_scores(device const T* q, thread const KeyTile<T>& tile, int head_dim,
     for (int j = 0; j < kTileKeys; ++j) scores[j] += block[j];
   }
   for (int j = 0; j < kTileKeys; ++j) {
-    scores[j] = j < tile.count ? scores[j] * (scale * kLog2E) : -INFINITY;
+    scores[j] = j < tile.count ? scores[j] * scale : -INFINITY;
   }
 }
 
@@ -125,6 +130,10 @@ struct RowState {
     reference = -INFINITY;
     sum = 0.0f;
     sum_compensation = 0.0f;
+    reset_numerators(value_dim);
+  }
+
+  void reset_numerators(int value_dim) {
     for (int d = 0; d < value_dim; ++d) {
       numerators[d] = 0.0f;
       compensations[d] = 0.0f;
@@ -136,12 +145,20 @@ struct RowState {
   float raise_reference(thread const float* scores) {
     float maximum = scores[0];
     for (int j = 1; j < kTileKeys; ++j) maximum = metal::max(maximum, scores[j]);
-    const float next = metal::max(reference, metal::ceil(maximum));
+    if (!(maximum > reference)) return 1.0f;
+    const float next = metal::max(reference, reference_above(maximum));
     const float factor = rescale_factor(reference, next);
     reference = next;
     sum *= factor;
     sum_compensation *= factor;
     return factor;
+  }
+
+  bool has_special(int value_dim) const {
+    for (int d = 0; d < value_dim; ++d) {
+      if (!metal::isfinite(numerators[d])) return true;
+    }
+    return false;
   }
 
   /// Element d: the numerator so far times factor, plus the tile's.
@@ -186,14 +203,33 @@ void attend_tile(device const T* q, thread const KeyTile<T>& tile, thread const 
   float weights[kTileKeys];
   tile_scores(q, tile, int(args.head_dim), args.scale, weights);
   const float factor = state.raise_reference(weights);
-  const float reference = subtrahend(state.reference);
+  const float from = subtrahend(state.reference);
   float weight_sum = 0.0f;
   for (int j = 0; j < kTileKeys; ++j) {
-    weights[j] = metal::exp2(weights[j] - reference);
+    weights[j] = weight_of(weights[j], from);
     weight_sum += weights[j];
   }
   compensated_add(state.sum, state.sum_compensation, weight_sum);
   add_values(tile, weights, factor, int(args.value_dim), state);
+}
+
+/// Adds the tile's keys to the numerators one by one, at the reference that the state has: values
+/// may be infinite or NaN, and a key whose score is -inf counts as not seen.
+template <typename T>
+void add_specials(device const T* q, thread const KeyTile<T>& tile, thread const SdpaArgs& args,
+                  thread RowState& state) {
+  float scores[kTileKeys];
+  tile_scores(q, tile, int(args.head_dim), args.scale, scores);
+  const float from = subtrahend(state.reference);
+  for (int j = 0; j < tile.count; ++j) {
+    if (scores[j] == -INFINITY) continue;
+    const float weight = weight_of(scores[j], from);
+    device const T* v = tile.v_at(j);
+    for (int d = 0; d < int(args.value_dim); ++d) {
+      compensated_add_special(state.numerators[d], state.compensations[d],
+                              weighted(float(v[d]), weight));
+    }
+  }
 }
 
 }  // namespace metal_sdpa
@@ -256,6 +292,15 @@ template <typename T>
     tile.count = int(metal::min(long(kTileKeys), end_key - first));
     attend_tile(q_row, tile, args, state);
   }
+  // Not where scores are NaN: then everything is.
+  if (state.has_special(value_dim) && state.sum == state.sum) {
+    state.reset_numerators(value_dim);
+    for (long first = first_key; first < end_key; first += kTileKeys) {
+      tile.first = first;
+      tile.count = int(metal::min(long(kTileKeys), end_key - first));
+      add_specials(q_row, tile, args, state);
+    }
+  }
 
   if (write_partial) {
     const long index = first_state(args, item, h, i) + span;
@@ -267,7 +312,7 @@ template <typename T>
   device T* out_row =
       out + head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
   const float inverse = inverse_of_sum(state.sum);
-  for (int d = 0; d < value_dim; ++d) out_row[d] = T(state.numerators[d] * inverse);
+  for (int d = 0; d < value_dim; ++d) out_row[d] = T(normalised(state.numerators[d], inverse));
   if (write_output_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
 }
 

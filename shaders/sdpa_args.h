@@ -15,7 +15,7 @@
 #define SDPA_BUFFER_LSE 6         // f32 [B, Hq, L]; only with SDPA_CONSTANT_LSE
 #define SDPA_BUFFER_SEQUENCES 7   // SdpaSequence [B]; only with SDPA_CONSTANT_SEQUENCES
 #define SDPA_BUFFER_PARTIAL_O 8   // f32 [B, Hq, L, n_spans, Dv]: numerators of each span's state
-#define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: maximum (log2 units), sum
+#define SDPA_BUFFER_PARTIAL_MS 9  // f32 [B, Hq, L, n_spans, 2]: reference, sum of weights
 #define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
 #define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
 #define SDPA_BUFFER_WORK 12       // SdpaWorkItem [grid.y]; only with SDPA_CONSTANT_WORK

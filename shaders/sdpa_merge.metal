@@ -1,10 +1,15 @@
 // Combines the states of a row's spans into the output and, where asked, the log-sum-exp:
-//   out = sum_s exp2(m_s - m) o_s / sum_s exp2(m_s - m) l_s,  m = max_s m_s
+//   out = sum_s w_s o_s / sum_s w_s l_s
+// where w_s brings the state of span s to the row's largest reference (softmax_state.h).
+// Roundings, each at most u = 2^-24 of the sum of p |v|: 3 in a batch of spans and 2 for each of
+// the compensated sums over batches and runs; 5 + 2 + 2 for the sum of weights, 2 for the division.
+//
 // A threadgroup has SDPA_MERGE_COLUMNS columns of a row. Each of its first simdgroups adds up a run
 // of neighbouring spans in order (sdpa_spans.h says how many there are); the runs are then added in
 // order.
 #include <metal_stdlib>
 
+#include "lanes.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 #include "sdpa_spans.h"
@@ -13,39 +18,32 @@
 
 namespace metal_sdpa {
 
-constant constexpr int kLanes = 32;
 constant constexpr int kBatchSpans = SDPA_MERGE_BATCH;
 constant constexpr int kBatchColumns = SDPA_MERGE_COLUMNS / kLanes;
 static_assert(kLanes % kBatchSpans == 0, "a batch has its factors from one set of lanes");
 
-/// States of one row: numerators [n_spans, Dv], from this threadgroup's first column on, maximum
+/// States of one row: numerators [n_spans, Dv], from this threadgroup's first column on, reference
 /// and sum [n_spans, 2].
 struct RowPartials {
   device const float* numerators;
-  device const float2* max_sum;
+  device const float2* reference_sum;
   int n_spans;
 };
 
 /// Neighbouring spans of a row, those of one simdgroup.
 struct Run {
   device const float* numerators;  ///< of the first span
-  device const float2* max_sum;
+  device const float2* reference_sum;
   int count;
 };
 
-/// Largest maximum; -inf for no span. Every simdgroup finds it for itself.
-inline float largest_maximum(thread const RowPartials& row, int lane) {
-  float maximum = -INFINITY;
+/// Largest reference; -inf for no span. Every simdgroup finds it for itself.
+inline float largest_reference(thread const RowPartials& row, int lane) {
+  float largest = -INFINITY;
   for (int s = lane; s < row.n_spans; s += kLanes) {
-    maximum = metal::max(maximum, row.max_sum[s].x);
+    largest = metal::max(largest, row.reference_sum[s].x);
   }
-  return metal::simd_max(maximum);
-}
-
-/// Sum over the lanes, in one order.
-inline float sum_of_lanes(float value) {
-  for (ushort mask = 1; mask < kLanes; mask *= 2) value += metal::simd_shuffle_xor(value, mask);
-  return value;
+  return metal::simd_max(largest);
 }
 
 /// Numerators of some spans: a lane has columns lane, lane + 32 and so on. All loads are under way
@@ -68,7 +66,7 @@ struct Batch {
   }
 
   /// Adds the spans, times their factors (lane i has that of span i), to each column's sum. Factors
-  /// are powers of two: only additions round.
+  /// of whole references are powers of two: only additions round.
   void add(int first_span, int count, float factor, thread float* sum,
            thread float* compensation) const {
     float total[kBatchColumns];
@@ -87,12 +85,12 @@ struct Batch {
 };
 
 /// What a simdgroup leaves for the others: its run's numerators at the row's reference, behind them
-/// the sum of weights. Returns the row's largest maximum.
+/// the sum of weights. Returns that reference, the largest of its spans'.
 inline float merge_run(thread const RowPartials& row, thread const Run& run, int lane,
                        int n_columns, int value_dim, threadgroup float* sums) {
   Batch batch;
   if (run.count > 0) batch.load(run, 0, lane, n_columns, value_dim);
-  const float maximum = largest_maximum(row, lane);
+  const float reference = largest_reference(row, lane);
   float factor = 0.0f;  // of the lane's span among the next kLanes
   float weights = 0.0f;
   float weights_compensation = 0.0f;
@@ -103,8 +101,8 @@ inline float merge_run(thread const RowPartials& row, thread const Run& run, int
   for (int first = 0; first < run.count; first += kBatchSpans) {
     if (first % kLanes == 0) {
       float2 state = float2(-INFINITY, 0.0f);
-      if (first + lane < run.count) state = run.max_sum[first + lane];
-      factor = metal::exp2(state.x - subtrahend(maximum));
+      if (first + lane < run.count) state = run.reference_sum[first + lane];
+      factor = rescale_factor(state.x, reference);
       compensated_add(weights, weights_compensation, sum_of_lanes(state.y * factor));
     }
     if (first > 0) batch.load(run, first, lane, n_columns, value_dim);
@@ -115,7 +113,7 @@ inline float merge_run(thread const RowPartials& row, thread const Run& run, int
   for (int c = 0; c < kBatchColumns; ++c) {
     if (c * kLanes + lane < n_columns) sums[c * kLanes + lane] = sum[c];
   }
-  return maximum;
+  return reference;
 }
 
 /// Sum of one element over the runs, `stride` apart in threadgroup memory. All are read at a time;
@@ -127,6 +125,17 @@ inline float add_runs(threadgroup const float* first, int n_spans, int run_spans
   for (int run = 0; run < SDPA_MERGE_RUNS; ++run) {
     const bool exists = run * run_spans < n_spans;
     compensated_add(sum, compensation, exists ? first[run * stride] : 0.0f);
+  }
+  return sum;
+}
+
+/// Sum of one column over the spans where something is infinite or NaN.
+inline float special_sum(RowPartials row, float reference, int column, int value_dim) {
+  float sum = 0.0f;
+  SDPA_ROLLED
+  for (int s = 0; s < row.n_spans; ++s) {
+    const float factor = rescale_factor(row.reference_sum[s].x, reference);
+    sum += weighted(row.numerators[long(s) * value_dim + column], factor);
   }
   return sum;
 }
@@ -173,17 +182,17 @@ template <typename T>
   RowPartials row;
   row.n_spans = int(sdpa_span_count(visible_keys(args, item.sequence, i), long(item.span_len)));
   row.numerators = partial_o + state * value_dim + first_column;
-  row.max_sum = partial_ms + state;
+  row.reference_sum = partial_ms + state;
 
   const int run_spans = sdpa_merge_run_spans(row.n_spans);
   const int begin = int(simdgroup) * run_spans;
   Run run;
   run.count = metal::min(run_spans, metal::max(row.n_spans - begin, 0));
   run.numerators = row.numerators + long(begin) * value_dim;
-  run.max_sum = row.max_sum + begin;
+  run.reference_sum = row.reference_sum + begin;
   const int stride = n_columns + 1;
   threadgroup float* own = runs + int(simdgroup) * stride;
-  const float maximum = merge_run(row, run, lane, n_columns, value_dim, own);
+  const float reference = merge_run(row, run, lane, n_columns, value_dim, own);
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
   const float sum = add_runs(runs + n_columns, row.n_spans, run_spans, stride);
@@ -191,10 +200,12 @@ template <typename T>
   device T* out_row = out + head_start(args.out_offset, args.out_stride, b, h) +
                       i * args.out_stride.row + first_column;
   for (int column = int(thread_index); column < n_columns; column += int(threads.x)) {
-    out_row[column] = T(add_runs(runs + column, row.n_spans, run_spans, stride) * inverse);
+    float numerator = add_runs(runs + column, row.n_spans, run_spans, stride);
+    if (!metal::isfinite(numerator)) numerator = special_sum(row, reference, column, value_dim);
+    out_row[column] = T(normalised(numerator, inverse));
   }
   if (write_lse && thread_index == 0 && first_column == 0) {
-    lse[packed_row(args, b, h, i)] = log_sum_exp(maximum, sum);
+    lse[packed_row(args, b, h, i)] = log_sum_exp(reference, sum);
   }
 }
 

@@ -198,6 +198,7 @@ def translate(
     signature = f"template <{kernel.template}> __forceinline__ void {kernel.name}({plain})"
     text = text[: kernel.begin] + signature + text[kernel.body :]
     text = text.replace('_Pragma("clang loop unroll(full)")', '_Pragma("unroll")')
+    text = text.replace('_Pragma("clang loop unroll(disable)")', '_Pragma("unroll 1")')
     text = re.sub(r"^inline ", "__forceinline__ ", text, flags=re.M)
     buffers: list[Buffer] = []
     for name in names:

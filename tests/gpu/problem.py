@@ -9,6 +9,7 @@ import numpy as np
 
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
+EXACT_SCORES = ("huge", "lowest")  # one product each, which rounds to the same for equal keys
 STORAGE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
 
 
@@ -51,6 +52,9 @@ class Case:
     span_len: int = 0  # 0: the table's
     packed_params: bool = False  # straight kernel with SdpaParamsBlock
     nan_query: bool = False
+    poison: str = (
+        ""  # what the last key and value hold: "nan", "inf"; "score": a key that scores -inf
+    )
 
     @property
     def value_dim(self) -> int:
@@ -101,6 +105,19 @@ def _values(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     elif case.spread == "rising":  # the maximum moves with every key
         q = np.abs(q)
         k = np.abs(k) * np.linspace(0.1, 2, case.S)[None, None, :, None]
+    elif case.spread == "huge":  # scores from minus to plus the largest float, some of them equal
+        q[...] = np.eye(case.D)[0]
+        k[...] = 0
+        largest = 60000.0 if case.dtype == "f16" else 3.3e38
+        k[..., 0] = largest * np.linspace(-1, 1, case.S).round(1)
+    elif case.spread == "lowest":  # the same far negative score everywhere: the mean of V
+        q[...] = np.eye(case.D)[0]
+        k[...] = 0
+        k[..., 0] = -60000.0 if case.dtype == "f16" else -3.3e38
+    elif case.spread == "million":  # around the largest reference that is a multiple of ln 2
+        q[...] = np.eye(case.D)[0]
+        k[...] = 0
+        k[..., 0] = 2.0**10 * (1 + np.linspace(-4, 4, case.S) * 2.0**-10)
     return q, k, v
 
 
@@ -156,6 +173,9 @@ def make_problem(case: Case, seed: int = 1) -> Problem:
         v[b, :, n:] = np.nan
     if case.nan_query:
         q[:, :, 0, 0] = np.nan
+    for b, n in enumerate(case.lengths()):
+        if case.poison and n > 0:
+            poison(case.poison, q[b], k[b, :, n - 1], v[b, :, n - 1])
     shapes = [
         (case.B, case.Hq, case.L, case.D),
         (case.B, case.Hkv, case.S, case.D),
@@ -166,6 +186,16 @@ def make_problem(case: Case, seed: int = 1) -> Problem:
     for tensor, values in zip(tensors, (q, k, v), strict=False):
         tensor.view()[...] = to_storage(values, case.dtype)
     return Problem(case, *tensors)
+
+
+def poison(what: str, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+    """Bad numbers for one key and its value, and what the queries need for that."""
+    if what == "nan":
+        k[...] = np.nan
+    if what == "score":
+        q[..., 0] = 1
+        k[:, 0] = -np.inf
+    v[...] = np.inf if what == "inf" else np.nan
 
 
 @dataclass
@@ -202,16 +232,23 @@ def reference(problem: Problem) -> Reference:
                 if m == 0:
                     continue
                 scores = case.softmax_scale * (keys[:m] @ q[b, h, i])
+                seen_values = values[:m]
+                if case.poison == "score":  # a key whose score is -inf counts as hidden
+                    seen_values = np.where(np.isneginf(scores)[:, None], 0, seen_values)
+                if np.isneginf(scores).all():
+                    continue
                 top = scores.max()
                 weights = np.exp(scores - top)
                 total = weights.sum()
-                result.out[b, h, i] = weights @ values[:m] / total
+                result.out[b, h, i] = weights @ seen_values / total
                 result.lse[b, h, i] = top + math.log(total)
-                result.magnitude[b, h, i] = np.linalg.norm(weights @ np.abs(values[:m]) / total)
-                longest = np.sqrt((keys[:m] ** 2).sum(1).max())
-                result.reach[b, h, i] = (
-                    abs(case.softmax_scale) * np.linalg.norm(q[b, h, i]) * longest
-                )
+                result.magnitude[b, h, i] = np.linalg.norm(weights @ np.abs(seen_values) / total)
+                finite = keys[:m][~np.isinf(keys[:m]).any(1)]
+                longest = np.sqrt((finite**2).sum(1).max())
+                if case.spread not in EXACT_SCORES:
+                    result.reach[b, h, i] = (
+                        abs(case.softmax_scale) * np.linalg.norm(q[b, h, i]) * longest
+                    )
     return result
 
 
@@ -236,7 +273,10 @@ def judge(case: Case, expected: Reference, out: np.ndarray, lse: np.ndarray) -> 
         or not (np.isnan(out).any(-1) == nan_rows).all()
     ):
         return Verdict(math.inf, math.inf, "NaN in the wrong rows")
-    good = ~nan_rows
+    infinite = np.isinf(expected.out)
+    if not (out[infinite] == expected.out[infinite]).all():
+        return Verdict(math.inf, math.inf, "infinities in the wrong places")
+    good = ~nan_rows & ~infinite.any(-1)
     f32_term = 2.0**-24 * (16 + 6 * expected.reach)
     relative = f32_term
     if case.dtype != "f32":
@@ -299,6 +339,26 @@ def correctness_cases() -> list[Case]:
                 replace(base, scale=-0.7),
                 replace(base, nan_query=True),
                 replace(base, nan_query=True, D=256, span_len=64),
+            ]
+            for D in (64, 256):
+                cases += [
+                    replace(base, poison=what, D=D, L=L, Hq=7, Hkv=1, span_len=s)
+                    for what in ("nan", "inf", "score")
+                    # A product of floats, made of tf32 parts, has no infinite factors (NaN).
+                    if what != "score" or dtype != "f32" or kernel == "straight"
+                    for L, s in ((3, 0), (3, 64), (70, 0))
+                ]
+                cases.append(replace(base, poison="nan", D=D, S=21, q_start=-5, L=21))
+            scale = 1.0 if dtype != "f16" else 5e33
+            for spread in ("huge", "lowest"):
+                cases += [
+                    replace(base, spread=spread, scale=scale, S=S, D=D, span_len=64, causal=False)
+                    for S in (2, 33, 300)
+                    for D in (32, 256)
+                ]
+            cases += [
+                replace(base, spread="million", scale=2.0**10, S=S, span_len=64, causal=False)
+                for S in (33, 300)
             ]
         straight = Case(dtype=dtype, kernel="straight", L=21, S=150, B=2)
         cases += [replace(straight, D=D, Dv=Dv) for D, Dv in ((1, 1), (3, 5), (65, 33), (576, 512))]

@@ -17,6 +17,7 @@ PACKED = "csrc/core/packed_launch.cpp"
 TEAMS = "shaders/attention.h"
 TILE = "shaders/attention_tile.h"
 FRAGMENT = "shaders/fragment.h"
+STATE = "shaders/softmax_state.h"
 
 DEVICE = "metal_device_test"
 FAULT = "metal_software_fault_test"
@@ -27,6 +28,9 @@ PLANNER = "metal_plan_test"
 PLAN_TILES = "metal_plan_tiles_test"
 ATTENTION = "metal_attention_test"
 BY_HAND = "sdpa_packed_test"
+HIDDEN = "metal_hidden_test"
+NUMERICS = "metal_numerics_test"
+ACCURACY = "metal_accuracy_test"
 
 HOST_MUTANTS = (
     mutant(
@@ -344,6 +348,7 @@ HOST_MUTANTS = (
 )
 
 BOUNDS_CASE = "metal attention: within the bounds of float64, as the CPU is"
+HIDDEN_CASE = "metal hidden: NaN and infinities of a key that a row does not see do not reach it"
 
 SHADER_MUTANTS = (
     mutant(
@@ -365,8 +370,8 @@ SHADER_MUTANTS = (
     mutant(
         "wrong scale",
         "shaders/sdpa.metal",
-        "scores[j] * (scale * kLog2E)",
-        "scores[j] * scale",
+        "scores[j] * scale :",
+        "scores[j] * (scale * kLn2) :",
         ATTENTION,
         BOUNDS_CASE,
     ),
@@ -388,9 +393,9 @@ SHADER_MUTANTS = (
     ),
     mutant(
         "log-sum-exp in log2 units",
-        "shaders/softmax_state.h",
-        "(reference + metal::log2(sum)) * kLn2",
-        "(reference + metal::log2(sum))",
+        STATE,
+        "return (whole_exponent(reference) + exponent) * kLn2;",
+        "return whole_exponent(reference) + exponent;",
         ATTENTION,
         BOUNDS_CASE,
     ),
@@ -515,12 +520,60 @@ SHADER_MUTANTS = (
         "metal attention: rows that hang on one element of one key",
     ),
     mutant(
-        "slots past the last key are weighed",
-        TILE,
-        "if (first + 8 * j + at.row < count) continue;",
-        "if (first + 8 * j + at.row <= count) continue;",
+        "log2 e multiplies scores",
+        STATE,
+        "metal::exp2((score - from) * kLog2E)",
+        "metal::exp2(score * kLog2E - from * kLog2E)",
+        NUMERICS,
+        "metal numerics: no finite score becomes infinite",
+    ),
+    mutant(
+        "references are whole however large",
+        STATE,
+        "kWholeReference = 1048576.0f;",
+        "kWholeReference = 1e38f;",
         ATTENTION,
-        "metal attention: an infinite value of the last key is no NaN",
+        "metal attention: states whose references are largest scores merge",
+    ),
+    mutant(
+        "adding nothing changes a sum",
+        STATE,
+        "compensation = ((next - added) - sum) + (added - corrected);",
+        "compensation = (next - sum) - corrected;",
+        NUMERICS,
+        "metal numerics: the rows that share its tile do not change a row's bits",
+    ),
+    mutant(
+        "rows with hidden NaN stay as they are",
+        TEAMS,
+        "&& tile.has_special(r);",
+        "&& false;",
+        HIDDEN,
+        HIDDEN_CASE,
+    ),
+    mutant(
+        "a row is put right from keys that it does not see",
+        TEAMS,
+        "keys.count = metal::min(seen, long(place.item.span_len));",
+        "keys.count = metal::min(seen + 1, long(place.item.span_len));",
+        HIDDEN,
+        HIDDEN_CASE,
+    ),
+    mutant(
+        "no weight is too small for an infinite value",
+        "shaders/sdpa_merge.metal",
+        "if (!metal::isfinite(numerator)) numerator = special_sum",
+        "if (false) numerator = special_sum",
+        HIDDEN,
+        "metal hidden: an infinite value shows through a weight that is too small for a float",
+    ),
+    mutant(
+        "one long chain of additions over head_dim",
+        TILE,
+        "kScoreChain = kCompensated ? 2 : 3,",
+        "kScoreChain = 128,",
+        ACCURACY,
+        "metal accuracy: rows of equal elements",
     ),
 )
 

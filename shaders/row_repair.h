@@ -1,0 +1,76 @@
+// One row of a span from the keys that it sees alone, one key at a time. A tile multiplies the
+// values of all its keys, so a NaN or infinity in one that a row does not see makes 0 * NaN of it.
+// What a row does see may be as it likes: the answer is that of exact arithmetic.
+#ifndef METAL_SDPA_ROW_REPAIR_H
+#define METAL_SDPA_ROW_REPAIR_H
+
+#include <metal_stdlib>
+
+#include "lanes.h"
+#include "softmax_state.h"
+#include "unroll.h"
+
+namespace metal_sdpa {
+
+/// A row and the first keys of a span, those that it sees.
+template <typename T>
+struct SeenKeys {
+  device const T* q;
+  device const T* k;
+  device const T* v;
+  long k_row;
+  long v_row;
+  long count;
+};
+
+/// Score of key j, by the whole simdgroup.
+template <typename T>
+float score_of_key(thread const SeenKeys<T>& keys, long j, int head_dim, float scale, int lane) {
+  device const T* k = keys.k + j * keys.k_row;
+  float product = 0.0f;
+  SDPA_ROLLED
+  for (int d = lane; d < head_dim; d += kLanes) {
+    product = metal::fma(float(keys.q[d]), float(k[d]), product);
+  }
+  return sum_of_lanes(product) * scale;
+}
+
+/// Writes columns first_column .. first_column + kWidth - 1 (those under head_dim) of a row: its
+/// numerators at `reference`, times what brings the sum of its weights to `sum`. A key whose score
+/// is -inf counts as not seen.
+template <int kWidth, typename T, typename Out>
+void repair_row(SeenKeys<T> keys, float scale, float reference, float sum, device Out* target,
+                int head_dim, int first_column, int lane) {
+  enum { kColumns = kWidth / kLanes };  // of a lane
+  const float from = subtrahend(reference);
+  float numerators[kColumns];
+  float compensations[kColumns];
+  float weights = 0.0f;
+  float weights_compensation = 0.0f;
+  SDPA_UNROLL
+  for (int c = 0; c < kColumns; ++c) numerators[c] = compensations[c] = 0.0f;
+  SDPA_ROLLED
+  for (long j = 0; j < keys.count; ++j) {
+    const float score = score_of_key(keys, j, head_dim, scale, lane);
+    if (score == -INFINITY) continue;
+    const float weight = weight_of(score, from);
+    compensated_add(weights, weights_compensation, weight);
+    device const T* v = keys.v + j * keys.v_row;
+    SDPA_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = first_column + lane + kLanes * c;
+      if (column >= head_dim) continue;
+      compensated_add_special(numerators[c], compensations[c], weighted(float(v[column]), weight));
+    }
+  }
+  const float factor = inverse_of_sum(weights) * sum;
+  SDPA_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    const int column = first_column + lane + kLanes * c;
+    if (column < head_dim) target[column] = Out(normalised(numerators[c], factor));
+  }
+}
+
+}  // namespace metal_sdpa
+
+#endif  // METAL_SDPA_ROW_REPAIR_H
