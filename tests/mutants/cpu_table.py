@@ -139,8 +139,8 @@ EXTREME_MUTANTS = (
     mutant(
         "cpu spans: references are not whole numbers",
         TOTALS,
-        "return is_fine ? reference + kToWhole - kToWhole : reference;",
-        "return is_fine ? reference : reference;",
+        "return x <= 0x1p21f ? x + kToWhole - kToWhole : x;",
+        "return x;",
         EXTREME_TEST,
         RISING,
     ),

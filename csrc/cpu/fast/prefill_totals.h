@@ -15,11 +15,9 @@ struct RowState {
 };
 
 /// A row's merged spans in memory: sums that carry their rounding errors along (W. Kahan, "Further
-/// remarks on reducing truncation errors", 1965), so that any number of spans may be added. Their
-/// reference is a whole number: going to another one multiplies by a power of two, which is exact
-/// however often the maximum moves. Maxima above 2^21 or below -2^21 are too coarse for that and
-/// are taken as they are; there the accuracy bound, which grows with them, leaves room for
-/// roundings.
+/// remarks on reducing truncation errors", 1965), so that any number of spans may be added. The
+/// first one is kept as it is. From its reference to that of all spans it is a whole number of
+/// powers of two, so that nothing is rounded however often the maximum moves.
 class RowTotal {
  public:
   /// Slots of memory that a row with `width` numerators, a multiple of kLanes, takes.
@@ -29,16 +27,20 @@ class RowTotal {
 
   void reset() {
     for (int i = 0; i < slots(width_); i += kLanes) store(memory_ + i, splat(0.0f));
-    reference() = -kInfinity;
+    first() = -kInfinity;
+    raised() = 0;
   }
 
   /// Adds the state of the next span.
   void merge(const RowState& added) {
-    const float merged = larger(reference(), whole(added.reference));
-    const float subtrahend = merged == -kInfinity ? 0.0f : merged;
-    const Vec keep = exp2(splat(reference() - subtrahend));
-    const Vec factor = exp2(splat(added.reference - subtrahend));
-    reference() = merged;
+    if (added.reference == -kInfinity) return;  // without any weight
+    if (first() == -kInfinity || added.reference == kInfinity) first() = added.reference;
+    if (first() == kInfinity) return;  // out of range: finish_row.h attends the row anew
+    const float above = added.reference - first();
+    const float raised_to = raised() + whole(larger(above - raised(), 0.0f));
+    const Vec keep = exp2(splat(raised() - raised_to));
+    const Vec factor = exp2(splat(above - raised_to));
+    raised() = raised_to;
     float sum[kLanes] = {added.sum};
     add(0, load(sum), keep, factor);
     for (int d = 0; d < width_; d += kLanes) {
@@ -47,19 +49,21 @@ class RowTotal {
   }
 
   RowState state() const {
-    return {*(memory_ + 2 * (width_ + kLanes)), memory_[0], memory_ + kLanes};
+    const float* references = memory_ + 2 * (width_ + kLanes);
+    return {references[0] + references[1], memory_[0], memory_ + kLanes};
   }
 
  private:
-  static float whole(float reference) {
-    constexpr float kMost = 0x1p21f;
+  /// Larger ones than 2^21 bring what was there to 0 as they are.
+  static float whole(float x) {
     constexpr float kToWhole = 0x1.8p23f;  // adding it rounds to a whole number
-    const bool is_fine = reference >= -kMost && reference <= kMost;
-    return is_fine ? reference + kToWhole - kToWhole : reference;
+    return x <= 0x1p21f ? x + kToWhole - kToWhole : x;
   }
 
-  // The sum in a vector of its own, the numerators, as many compensations, the reference.
-  float& reference() { return memory_[2 * (width_ + kLanes)]; }
+  // The sum in a vector of its own, the numerators, as many compensations; then the reference of
+  // the first span and how far it was raised.
+  float& first() { return memory_[2 * (width_ + kLanes)]; }
+  float& raised() { return memory_[2 * (width_ + kLanes) + 1]; }
 
   void add(int slot, Vec value, Vec keep, Vec factor) {
     float* sum = memory_ + slot;
