@@ -11,23 +11,28 @@ namespace metal_sdpa::cpu {
 namespace {
 
 constexpr int kDotLanes = 8;
+constexpr std::int64_t kKeysToLook = 256;  // between two looks at the stop token
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <typename T>
 class Attention {
  public:
-  explicit Attention(const LoneRow& row) : row_(row) {
+  Attention(const LoneRow& row, StopToken& stop) : row_(row), stop_(stop) {
     for (std::int64_t d = 0; d < row.head_dim; ++d) {
       q_[d] = static_cast<double>(load(static_cast<const T*>(row.q) + d)) * row.scale;
     }
   }
 
-  float run(float* out) {
+  bool run(float* out, float& lse) {
     double maximum = -kInfinity;
-    for (std::int64_t j = 0; j < row_.n_keys; ++j) maximum = larger_or_nan(maximum, score(j));
+    for (std::int64_t j = 0; j < row_.n_keys; ++j) {
+      if (has_to_stop(j)) return false;
+      maximum = larger_or_nan(maximum, score(j));
+    }
     std::fill(values_, values_ + row_.value_dim, 0.0);
     double sum = 0;
     for (std::int64_t j = 0; j < row_.n_keys && maximum != -kInfinity; ++j) {
+      if (has_to_stop(j)) return false;
       const double x = score(j);
       if (x == -kInfinity) continue;
       const double weight = std::exp(x - maximum);
@@ -37,10 +42,13 @@ class Attention {
     for (std::int64_t d = 0; d < row_.value_dim; ++d) {
       out[d] = sum == 0 ? 0.0f : static_cast<float>(values_[d] / sum);
     }
-    return static_cast<float>(sum == 0 ? -kInfinity : maximum + std::log(sum));
+    lse = static_cast<float>(sum == 0 ? -kInfinity : maximum + std::log(sum));
+    return true;
   }
 
  private:
+  bool has_to_stop(std::int64_t j) { return j % kKeysToLook == 0 && stop_.stop_requested(); }
+
   static double larger_or_nan(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
   double score(std::int64_t j) const {
@@ -62,22 +70,23 @@ class Attention {
   }
 
   const LoneRow& row_;
+  StopToken& stop_;
   double q_[kMaxHeadDim];  ///< times scale
   double values_[kMaxHeadDim];
 };
 
 }  // namespace
 
-float attend_lone_row(const LoneRow& row, float* out) {
+bool attend_lone_row(const LoneRow& row, StopToken& stop, float* out, float& lse) {
   switch (row.kind) {
     case ElementKind::f16:
-      return Attention<F16>(row).run(out);
+      return Attention<F16>(row, stop).run(out, lse);
     case ElementKind::bf16:
-      return Attention<BF16>(row).run(out);
+      return Attention<BF16>(row, stop).run(out, lse);
     case ElementKind::f32:
       break;
   }
-  return Attention<float>(row).run(out);
+  return Attention<float>(row, stop).run(out, lse);
 }
 
 }  // namespace metal_sdpa::cpu

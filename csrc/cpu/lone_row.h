@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "metal_sdpa/native_kernel.h"
+
 namespace metal_sdpa::cpu {
 
 enum class ElementKind { f32, f16, bf16 };
@@ -24,9 +26,10 @@ struct LoneRow {
   float scale;
 };
 
-/// Writes value_dim elements to `out` and returns the log-sum-exp. Keys whose score is -inf count
-/// as hidden; a row that sees no other is 0, its log-sum-exp -inf.
-float attend_lone_row(const LoneRow& row, float* out);
+/// Writes value_dim elements to `out` and the log-sum-exp to `lse`. Keys whose score is -inf count
+/// as hidden; a row that sees no other is 0, its log-sum-exp -inf. False when asked to stop, with
+/// nothing written.
+bool attend_lone_row(const LoneRow& row, StopToken& stop, float* out, float& lse);
 
 /// What a kernel has of a row before it divides by the sum of weights.
 struct RowSummary {
@@ -40,7 +43,7 @@ struct RowSummary {
 /// sees is NaN, and so is the row.
 inline bool needs_lone_row(const RowSummary& row) {
   constexpr float kInfinity = __builtin_inff();
-  if (row.largest_score == kInfinity) return true;
+  if (row.largest_score == kInfinity || row.sum == kInfinity) return true;
   if (row.sum == 0) return row.sees_keys;
   return row.sum < kInfinity && !row.has_finite_numerators;
 }

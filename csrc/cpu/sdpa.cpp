@@ -157,8 +157,12 @@ class HeadRows {
     }
     const bool is_lone = needs_lone_row(
         {total.maximum, total.sum, all_finite(total.numerators, value_dim), n_keys > 0});
-    const float lse = is_lone ? attend_lone_row(lone_row(i, n_keys), total.numerators)
-                              : finish_row(total, value_dim);
+    float lse = 0;
+    if (!is_lone) {
+      lse = finish_row(total, value_dim);
+    } else if (!attend_lone_row(lone_row(i, n_keys), stop, total.numerators, lse)) {
+      return false;
+    }
     for (int d = 0; d < value_dim; ++d)
       store(out_ + i * args_.out_stride.row + d, total.numerators[d]);
     if (lse_ != nullptr) lse_[i] = lse;

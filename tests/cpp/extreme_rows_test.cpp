@@ -246,3 +246,77 @@ TEST_CASE("maxima that move from span to span leave no rounding behind") {
     }
   }
 }
+
+TEST_CASE("a NaN that a row sees makes it NaN, also as all that it sees of a span") {
+  std::mt19937 rng(9);
+  for_each_kernel([&](const Device& device, const char* kernel, DType dtype) {
+    for (const std::int64_t keys : {65, 129, 257, 513, 1025, 2049}) {
+      for (const std::int64_t rows : {1, 60}) {
+        SdpaProblem p = problem_of(kernel, dtype, 1, rows, keys, 8, 8);
+        const SdpaOperands x = operands_for(device, p, rng);
+        for (const std::int64_t at : {keys - 1, std::int64_t{0}}) {
+          const std::vector<std::uint8_t> before = bytes_of(x.k);
+          fill_row(x.k, at, p.head_dim, kNan);
+          sdpa(device, x, p);
+          std::memcpy(x.k.data(), before.data(), before.size());
+          INFO("keys ", keys, " rows ", rows, " at ", at);
+          CHECK(std::isnan(out_at(p, x, rows - 1, 3)));
+          CHECK(std::isnan(x.lse.host<float>()[rows - 1]));
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("spans whose largest scores differ by any number") {
+  // Equal values: the row is that value whatever the weights are.
+  std::mt19937 rng(10);
+  std::uniform_real_distribution<float> exponent(0, 127.5f);
+  for (const std::string& isa : isas()) {
+    for (const char* kernel : kKernels) {
+      const Device device = device_of(isa);
+      for (int round = 0; round < 300; ++round) {
+        SdpaProblem p = problem_of(kernel, DType::f32, 1, 1, 2600, 1, 1);
+        p.scale = 1;
+        const SdpaOperands x = operands_for(device, p, rng);
+        set_element(x.q, 0, 1);
+        const bool is_signed = round % 2 == 1;
+        const float most = round % 3 == 0 ? 127.5f : exponent(rng);
+        for (std::int64_t begin = 0; begin < p.kv_len; begin += 512) {
+          float score = std::exp2(most - exponent(rng) / 40);
+          if (is_signed && rng() % 2 == 0) score = -score;
+          for (std::int64_t j = begin; j < std::min(begin + 512, p.kv_len); ++j) {
+            set_element(x.k, static_cast<std::size_t>(j), score);
+            set_element(x.v, static_cast<std::size_t>(j), 1e-30f);
+          }
+        }
+        sdpa(device, x, p);
+        INFO(isa, " ", kernel, " round ", round);
+        CHECK(out_at(p, x, 0, 0) == doctest::Approx(1e-30).epsilon(1e-5));
+        float largest = -kInf;
+        for (std::int64_t j = 0; j < p.kv_len; ++j) {
+          largest = std::max(largest, get_element(x.k, static_cast<std::size_t>(j)));
+        }
+        const double want = std::max<double>(std::fabs(largest), 1);
+        CHECK(std::fabs(x.lse.host<float>()[0] - largest) <= 1e-6 * want + 8);
+      }
+    }
+  }
+}
+
+TEST_CASE("a scale of any finite size") {
+  std::mt19937 rng(11);
+  for_each_kernel([&](const Device& device, const char* kernel, DType dtype) {
+    for (const std::int64_t rows : {1, 30}) {
+      SdpaProblem p = problem_of(kernel, dtype, 1, rows, 3, 8, 8);
+      const SdpaOperands x = operands_for(device, p, rng);
+      fill_bytes(x.q, 0);
+      for (const float scale : {2e38f, 3e38f, -kMost}) {
+        p.scale = scale;
+        sdpa(device, x, p);
+        CHECK(x.lse.host<float>()[rows - 1] == doctest::Approx(std::log(3.0)));
+        CHECK(std::isfinite(out_at(p, x, rows - 1, 1)));
+      }
+    }
+  });
+}

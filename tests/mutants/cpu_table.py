@@ -67,8 +67,8 @@ EXTREME_MUTANTS = (
     mutant(
         "cpu rows: positive overflow of scores is taken as it is",
         LONE_RULE,
-        "if (row.largest_score == kInfinity) return true;",
-        "if (row.largest_score == kInfinity) return false;",
+        "if (row.largest_score == kInfinity || row.sum == kInfinity) return true;",
+        "if (row.sum == kInfinity) return true;",
         EXTREME_TEST,
         HUGE,
     ),
@@ -139,8 +139,8 @@ EXTREME_MUTANTS = (
     mutant(
         "cpu spans: references are not whole numbers",
         TOTALS,
-        "return x <= 0x1p21f ? x + kToWhole - kToWhole : x;",
-        "return x;",
+        "raised() + (step + kToWhole - kToWhole) : raised();",
+        "raised() + step : raised();",
         EXTREME_TEST,
         RISING,
     ),

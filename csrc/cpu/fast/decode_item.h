@@ -93,14 +93,14 @@ class DecodeItem {
     if (args_.n_spans <= 1) states_.place(total_ + RowTotal::slots(width()));
   }
 
-  void run() {
+  void run(StopToken& stop) {
     const sdpa_i64 n_spans = span_count(n_rows_ - 1);  // later rows see no less
     if (span_ >= larger<sdpa_i64>(n_spans, 1)) return;
     for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kDecodeBatchRows) {
       attend(row, static_cast<int>(smaller<sdpa_i64>(kDecodeBatchRows, n_rows_ - row)));
     }
     if (n_spans > 1 && !states_.is_last(b_ * args_.n_kv_heads + kv_h_, 1, n_spans)) return;
-    for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row);
+    for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row, stop);
   }
 
  private:
@@ -225,14 +225,15 @@ class DecodeItem {
     return states_.merge(row, n_spans, RowTotal(total_, width()));
   }
 
-  void finish(sdpa_i64 row) const {
+  void finish(sdpa_i64 row, StopToken& stop) const {
     float* lse = lse_rows(launch_, b_, head_of(row));
     const sdpa_i64 query = query_of(row);
     finish_row<T>(
         args_, merged_state(row),
         {query_rows<T>(launch_, b_, head_of(row))[query], key_rows<T>(launch_, b_, kv_h_),
          value_rows<T>(launch_, b_, kv_h_), visible_keys(args_, sequence_, query),
-         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query});
+         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query},
+        stop);
   }
 
   const NativeLaunch& launch_;

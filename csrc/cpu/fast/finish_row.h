@@ -41,26 +41,33 @@ inline void store_row(const float* values, Vec divisor, int value_dim, T* out) {
 }
 
 template <typename T>
-[[gnu::noinline]] void finish_lone_row(const SdpaArgs& args, const FinishedRow<T>& row) {
+[[gnu::noinline]] void finish_lone_row(const SdpaArgs& args, const FinishedRow<T>& row,
+                                       StopToken& stop) {
   float values[1024 + kLanes] = {};
   const LoneRow lone{
       kKindOf<T>,        row.q,         row.keys.data, row.values.data, row.keys.stride,
       row.values.stride, row.n_visible, args.head_dim, args.value_dim,  args.scale};
-  const float lse = attend_lone_row(lone, values);
+  float lse;
+  if (!attend_lone_row(lone, stop, values, lse)) return;
   store_row(values, splat(1.0f), static_cast<int>(args.value_dim), row.out);
   if (row.lse != nullptr) *row.lse = lse;
 }
 
-/// Numerators are whole vectors. A row that sees no key is 0, its log-sum-exp -inf.
+/// Numerators are whole vectors. A row that sees no key is 0, its log-sum-exp -inf. When asked to
+/// stop a row may stay as it was.
 template <typename T>
-inline void finish_row(const SdpaArgs& args, const RowState& state, const FinishedRow<T>& row) {
+inline void finish_row(const SdpaArgs& args, const RowState& state, const FinishedRow<T>& row,
+                       StopToken& stop) {
   const int value_dim = static_cast<int>(args.value_dim);
   const int width = (value_dim + kLanes - 1) / kLanes * kLanes;
   const bool sees_keys = row.n_visible > 0;
-  if (sees_keys && needs_lone_row({state.reference, state.sum, all_finite(state.numerators, width),
-                                   sees_keys})) {
-    return finish_lone_row(args, row);
-  }
+  const float scale = args.scale * kLog2E;
+  const auto is_lone = [&] {
+    if (scale - scale != 0) return true;  // infinite, and so is every score
+    return needs_lone_row(
+        {state.reference, state.sum, all_finite(state.numerators, width), sees_keys});
+  };
+  if (sees_keys && is_lone()) return finish_lone_row(args, row, stop);
   const float* values = sees_keys ? state.numerators : kZeroRow;
   store_row(values, splat(sees_keys ? state.sum : 1.0f), value_dim, row.out);
   if (row.lse != nullptr) {

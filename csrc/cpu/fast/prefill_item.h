@@ -56,9 +56,9 @@ class PrefillItem {
       if (is_shared_) keep_span(span);
     }
     if (!is_shared_) {
-      write_rows();
+      write_rows(stop);
     } else if (shared_.is_last(counter_, span_end_ - span_begin_, n_spans_)) {
-      write_shared_rows();
+      write_shared_rows(stop);
     }
     return true;
   }
@@ -246,26 +246,27 @@ class PrefillItem {
     });
   }
 
-  void write_shared_rows() {
+  void write_shared_rows(StopToken& stop) {
     for (int row = 0; row < n_rows_; ++row) {
-      write_row(row, shared_.merge(row_begin_ + row, spans_of(visible(row)), total(0)));
+      write_row(row, shared_.merge(row_begin_ + row, spans_of(visible(row)), total(0)), stop);
     }
   }
 
-  void write_rows() {
+  void write_rows(StopToken& stop) {
     for_each_row([&](int row, int tile, int r) {
-      write_row(row, has_totals() ? total(row).state() : state_of(tile, r));
+      write_row(row, has_totals() ? total(row).state() : state_of(tile, r), stop);
     });
   }
 
-  void write_row(int row, const RowState& state) {
+  void write_row(int row, const RowState& state, StopToken& stop) {
     float* lse = lse_rows(launch_, b_, head_of(row));
     const sdpa_i64 query = query_of(row);
     finish_row<T>(
         args_, state,
         {query_rows<T>(launch_, b_, head_of(row))[query], key_rows<T>(launch_, b_, kv_h_),
          value_rows<T>(launch_, b_, kv_h_), visible(row),
-         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query});
+         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query},
+        stop);
   }
 
   const NativeLaunch& launch_;

@@ -17,7 +17,8 @@ struct RowState {
 /// A row's merged spans in memory: sums that carry their rounding errors along (W. Kahan, "Further
 /// remarks on reducing truncation errors", 1965), so that any number of spans may be added. The
 /// first one is kept as it is. From its reference to that of all spans it is a whole number of
-/// powers of two, so that nothing is rounded however often the maximum moves.
+/// powers of two, so that nothing is rounded however often the maximum moves; a step above 2^21
+/// leaves nothing of what was there and is taken as it is.
 class RowTotal {
  public:
   /// Slots of memory that a row with `width` numerators, a multiple of kLanes, takes.
@@ -33,11 +34,15 @@ class RowTotal {
 
   /// Adds the state of the next span.
   void merge(const RowState& added) {
-    if (added.reference == -kInfinity) return;  // without any weight
-    if (first() == -kInfinity || added.reference == kInfinity) first() = added.reference;
-    if (first() == kInfinity) return;  // out of range: finish_row.h attends the row anew
+    if (added.reference == -kInfinity) {  // without any weight, unless its sum is NaN
+      memory_[0] += added.sum;
+      return;
+    }
+    if (first() == -kInfinity) first() = added.reference;
     const float above = added.reference - first();
-    const float raised_to = raised() + whole(larger(above - raised(), 0.0f));
+    if (!(above < kInfinity)) first() = kInfinity;
+    if (first() == kInfinity) return;  // out of range: finish_row.h attends the row anew
+    const float raised_to = raise(above);
     const Vec keep = exp2(splat(raised() - raised_to));
     const Vec factor = exp2(splat(above - raised_to));
     raised() = raised_to;
@@ -54,10 +59,12 @@ class RowTotal {
   }
 
  private:
-  /// Larger ones than 2^21 bring what was there to 0 as they are.
-  static float whole(float x) {
+  /// How far the reference of the first span has to be raised for one that is `above` it.
+  float raise(float above) {
     constexpr float kToWhole = 0x1.8p23f;  // adding it rounds to a whole number
-    return x <= 0x1p21f ? x + kToWhole - kToWhole : x;
+    const float step = above - raised();
+    if (step > 0x1p21f) return above;
+    return step > 0 ? raised() + (step + kToWhole - kToWhole) : raised();
   }
 
   // The sum in a vector of its own, the numerators, as many compensations; then the reference of

@@ -21,7 +21,7 @@ void decode(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
     if (stop.stop_requested()) return;
     const ItemPlace place = items.place(i);
     DecodeItem<T> item(launch, place.b, place.kv_h, place.index);
-    item.run();
+    item.run(stop);
   }
 }
 
