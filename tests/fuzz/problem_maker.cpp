@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "cpu/isa.h"
-#include "known_limits.h"
 
 namespace metal_sdpa::fuzz {
 namespace {
@@ -70,7 +69,7 @@ void make_lengths(ByteReader& bytes, SdpaProblem& p) {
   constexpr float kScales[] = {1.0f, 0.125f, 0.0f, -0.3f, 1e-3f, 2.0f};
   p.scale = bytes.pick(kScales);
   // Of the longest rows and the widest values here a score just stays under FLT_MAX.
-  if (kHugeScores && p.head_dim <= 64 && bytes.one_in(8)) p.scale = 2.5e35f;
+  if (p.head_dim <= 64 && bytes.one_in(8)) p.scale = 2.5e35f;
   p.causal = bytes.between(0, 1) == 1;
   p.return_lse = bytes.between(0, 1) == 1;
   p.kv_len = bytes.one_in(3) ? bytes.between(0, p.kv_capacity) : p.kv_capacity;
@@ -138,10 +137,9 @@ void make_layouts(ByteReader& bytes, FuzzCase& c) {
 void make_values(ByteReader& bytes, FuzzCase& c) {
   constexpr Values kValues[] = {Values::normal,   Values::wide, Values::shifted,
                                 Values::integers, Values::wild, Values::equal};
-  const std::int64_t last = kEqualElements ? 5 : 4;
+  const std::int64_t last = 5;
   c.values = kValues[bytes.between(0, last)];
   c.v_values = kValues[bytes.between(0, last)];
-  if (!kWildValuesInV && c.v_values == Values::wild) c.v_values = Values::normal;
   c.seed = static_cast<std::uint32_t>(bytes.between(0, 65535));
 }
 
