@@ -26,7 +26,7 @@ constexpr int kWriteable = 0x400;
 
 std::string dtype_text(PyObject* object) {
   const nb::object dtype = nb::handle(object).attr("dtype");
-  return nb::cast<std::string>(nb::str(nb::handle(dtype)));
+  return text_or_empty(dtype);
 }
 
 /// By the name of the scalar type: that of the dtype is computed by Python code, in 0.7 us.

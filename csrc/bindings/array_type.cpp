@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "errors.h"
 #include "hidden_state.h"
 
 namespace metal_sdpa::python {
@@ -40,8 +41,8 @@ Framework framework_of(PyTypeObject* type) {
   const nb::handle mro = reinterpret_cast<PyObject*>(type);
   for (const nb::handle base : nb::borrow<nb::tuple>(mro.attr("__mro__"))) {
     const nb::object module = nb::getattr(base, "__module__", nb::none());
-    if (!PyUnicode_Check(module.ptr())) continue;
-    const std::string text = nb::cast<std::string>(module);
+    std::string text;
+    if (!find_text(module, text)) continue;
     const std::string_view root = std::string_view(text).substr(0, text.find('.'));
     if (root == "jax" || root == "jaxlib") return Framework::jax;
     if (root == "mlx") return Framework::mlx;

@@ -44,6 +44,8 @@ double to_double(Argument argument, nb::handle value);
 /// A Python or NumPy bool.
 bool to_bool(Argument argument, nb::handle value);
 std::string to_text(Argument argument, nb::handle value);
+/// A new list of the entries of a sequence or array; null for text, sets, dicts and all else.
+nb::object entries_of(nb::handle value);
 /// An int or a sequence of ints.
 Shape to_shape(Argument argument, nb::handle value);
 /// A sequence of ints, or a one-dimensional array of them.
@@ -58,8 +60,10 @@ struct IntOrList {
 IntOrList to_int_or_list(Argument argument, nb::handle value);
 /// Up to three extents; the others are 1.
 GridSize to_grid(Argument argument, nb::handle value);
-/// A DType, its name, or a dtype of NumPy, ml_dtypes, torch, JAX or MLX. UnsupportedDType else.
-DType to_dtype(Argument argument, nb::handle value);
+/// A DType, its name, or a dtype of NumPy, ml_dtypes, torch, JAX or MLX. UnsupportedDType else;
+/// `dtypes` says in its text what the call takes.
+DType to_dtype(Argument argument, nb::handle value,
+               const char* dtypes = "f32, f16, bf16, u8, u16, u32 or i32");
 
 /// An object of a bound class, by reference.
 template <typename T>

@@ -114,7 +114,7 @@ void bind_threads(nb::module_& module) {
 Device to_device(Argument argument, nb::handle value) {
   if (nb::isinstance<Device>(value)) return nb::cast<Device&>(value);
   if (!PyUnicode_Check(value.ptr())) fail_type(argument, value, "a Device or the name of a kind");
-  return Device(nb::cast<std::string>(value));
+  return Device(to_text(argument, value));
 }
 
 Buffer wrap_array(const Device& device, Argument argument, const Array& array, DType dtype) {

@@ -9,6 +9,7 @@
 #include "convert.h"
 #include "core/backend.h"
 #include "device.h"
+#include "errors.h"
 #include "interrupts.h"
 #include "metal_sdpa/graph.h"
 
@@ -19,13 +20,10 @@ constexpr const char* kEncode = "encode_threadgroups";
 
 /// The entries of a sequence argument.
 std::vector<nb::object> entries(Argument argument, nb::handle value, const char* wanted) {
-  PyObject* list = PySequence_Check(value.ptr()) ? PySequence_List(value.ptr()) : nullptr;
-  if (list == nullptr) {
-    PyErr_Clear();
-    fail_type(argument, value, wanted);
-  }
+  const nb::object list = entries_of(value);
+  if (!list.is_valid()) fail_type(argument, value, wanted);
   std::vector<nb::object> found;
-  for (const nb::handle entry : nb::steal<nb::list>(list)) found.push_back(nb::borrow(entry));
+  for (const nb::handle entry : nb::borrow<nb::list>(list)) found.push_back(nb::borrow(entry));
   return found;
 }
 
@@ -42,7 +40,7 @@ std::vector<nb::object> entries_of_size(Argument argument, nb::handle value, std
 InlineBytes to_bytes(Argument argument, nb::handle value, const char* wanted) {
   Py_buffer view;
   if (PyObject_GetBuffer(value.ptr(), &view, PyBUF_SIMPLE) != 0) {
-    PyErr_Clear();
+    drop_python_error();
     fail_type(argument, value, wanted);
   }
   const auto* first = static_cast<const std::byte*>(view.buf);

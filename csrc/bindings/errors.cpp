@@ -86,13 +86,8 @@ void translate(const std::exception_ptr& pointer, void*) {
   }
 }
 
-/// str(object); empty where that raises, or holds what UTF-8 does not.
-std::string text_or_empty(nb::handle object) {
-  const nb::object text = nb::steal(PyObject_Str(object.ptr()));
-  const char* utf8 = text.is_valid() ? PyUnicode_AsUTF8AndSize(text.ptr(), nullptr) : nullptr;
-  if (utf8 != nullptr) return utf8;
-  PyErr_Clear();
-  return {};
+void require_complaint(const nb::python_error& error) {
+  if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
 }
 
 }  // namespace
@@ -111,17 +106,47 @@ void set_error_in_flight() noexcept {
   }
 }
 
+void drop_python_error() {
+  const nb::python_error error;
+  require_complaint(error);
+}
+
+nb::object find_attribute(nb::handle object, const char* name) {
+  PyObject* value = PyObject_GetAttrString(object.ptr(), name);
+  if (value == nullptr) drop_python_error();
+  return nb::steal(value);
+}
+
+bool find_text(nb::handle value, std::string& text) {
+  if (!PyUnicode_Check(value.ptr())) return false;
+  Py_ssize_t size = 0;
+  const char* utf8 = PyUnicode_AsUTF8AndSize(value.ptr(), &size);
+  if (utf8 == nullptr) {
+    drop_python_error();
+    return false;
+  }
+  text.assign(utf8, static_cast<std::size_t>(size));
+  return true;
+}
+
+std::string text_or_empty(nb::handle object) {
+  const nb::object value = nb::steal(PyObject_Str(object.ptr()));
+  if (!value.is_valid()) drop_python_error();
+  std::string text;
+  if (value.is_valid()) find_text(value, text);
+  return text;
+}
+
 std::string take_python_error_text() {
-  nb::python_error error;
-  if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
+  const nb::python_error error;
+  require_complaint(error);
   const std::string text = text_or_empty(error.value());
   if (text.empty()) return text_or_empty(nb::handle(error.type()).attr("__name__"));
   return text.substr(0, text.find('\n'));
 }
 
 std::string attribute_text(PyObject* object, const char* name) {
-  const nb::object value = nb::steal(PyObject_GetAttrString(object, name));
-  if (!value.is_valid()) PyErr_Clear();
+  const nb::object value = find_attribute(object, name);
   return value.is_valid() && !value.is_none() ? text_or_empty(value) : std::string();
 }
 

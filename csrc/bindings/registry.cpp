@@ -56,7 +56,10 @@ FunctionConstants to_constants(nb::handle value) {
   FunctionConstants constants;
   if (value.is_none()) return constants;
   if (!PyDict_Check(value.ptr())) fail_type(kConstants, value, "a dict of index to value");
-  for (const auto [index, entry] : nb::borrow<nb::dict>(value)) {
+  // A copy: __index__ of an entry may change the caller's dict.
+  const nb::object copy = nb::steal(PyDict_Copy(value.ptr()));
+  if (!copy.is_valid()) nb::raise_python_error();
+  for (const auto [index, entry] : nb::borrow<nb::dict>(copy)) {
     constants.push_back(to_constant(index, entry));
   }
   return constants;

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "core/text.h"
+#include "errors.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -48,8 +49,8 @@ std::size_t find_parameter(const char* name, PyObject* keyword) {
   for (std::size_t i = 0; i < g_names.size(); ++i) {
     if (PyUnicode_Compare(g_names[i], keyword) == 0) return i;
   }
-  fail_call(text_of(name, ": got an unexpected argument ",
-                    nb::cast<std::string>(nb::repr(nb::handle(keyword)))));
+  fail_call(
+      text_of(name, ": got an unexpected argument ", text_or_empty(nb::repr(nb::handle(keyword)))));
 }
 
 void set_keyword(SdpaCall& call, PyObject* keyword, PyObject* value) {

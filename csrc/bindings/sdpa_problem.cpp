@@ -2,6 +2,7 @@
 #include "sdpa_problem.h"
 
 #include <cmath>
+#include <optional>
 
 #include "core/layout.h"
 #include "hidden_state.h"
@@ -74,14 +75,33 @@ void set_shape(SdpaProblem& problem, const Array& q, const Array& k, const Array
   problem.kv_len = problem.kv_capacity;
 }
 
-void set_options(SdpaProblem& problem, const SdpaCall& call) {
+/// What says how many keys and where queries stand; absent where the call does not.
+struct GivenLengths {
+  std::optional<IntOrList> kv_lengths, q_start;
+};
+
+/// Whatever may run code of the caller (__float__, __index__, tolist): before any array is
+/// described, since such code could resize or free one, which nothing holds then.
+GivenLengths read_options(SdpaProblem& problem, const SdpaCall& call) {
   if (call.causal != nullptr) problem.causal = to_bool({call.name, "causal"}, call.causal);
   if (call.return_lse != nullptr) {
     problem.return_lse = to_bool({call.name, "return_lse"}, call.return_lse);
   }
-  problem.scale = call.scale == nullptr
-                      ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)))
-                      : static_cast<float>(to_double({call.name, "scale"}, call.scale));
+  if (call.scale != nullptr) {
+    problem.scale = static_cast<float>(to_double({call.name, "scale"}, call.scale));
+  }
+  GivenLengths given;
+  if (call.kv_lengths != nullptr) {
+    given.kv_lengths = to_int_or_list({call.name, "kv_lengths"}, call.kv_lengths);
+  }
+  if (call.q_start != nullptr) {
+    given.q_start = to_int_or_list({call.name, "q_start"}, call.q_start);
+  }
+  return given;
+}
+
+void set_default_scale(SdpaProblem& problem) {
+  problem.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
 }
 
 /// One entry for each sequence; the core checks the entries themselves.
@@ -92,16 +112,16 @@ std::vector<std::int64_t> one_each(Argument argument, std::vector<std::int64_t> 
                 " entries, but the batch has ", batch);
 }
 
-void set_lengths(SdpaProblem& problem, const SdpaCall& call) {
-  if (call.kv_lengths != nullptr) {
+void set_lengths(SdpaProblem& problem, const SdpaCall& call, GivenLengths& given) {
+  if (given.kv_lengths.has_value()) {
     const Argument argument{call.name, "kv_lengths"};
-    IntOrList lengths = to_int_or_list(argument, call.kv_lengths);
+    IntOrList& lengths = *given.kv_lengths;
     if (lengths.single) problem.kv_len = lengths.value;
     if (!lengths.single) problem.kv_lengths = one_each(argument, lengths.list, problem.batch);
   }
-  if (call.q_start != nullptr) {
+  if (given.q_start.has_value()) {
     const Argument argument{call.name, "q_start"};
-    IntOrList starts = to_int_or_list(argument, call.q_start);
+    IntOrList& starts = *given.q_start;
     if (starts.single) problem.q_start = starts.value;
     if (!starts.single) problem.q_starts = one_each(argument, starts.list, problem.batch);
   }
@@ -172,15 +192,16 @@ Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
 }
 
 void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
+  SdpaProblem& problem = inputs.problem;
+  GivenLengths given = read_options(problem, call);
   import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", inputs.q);
   import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", inputs.k);
   import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", inputs.v);
   refuse_traced_arrays(call, inputs);
   check_shapes(call.name, inputs.q, inputs.k, inputs.v);
-  SdpaProblem& problem = inputs.problem;
   set_shape(problem, inputs.q, inputs.k, inputs.v);
-  set_options(problem, call);
-  set_lengths(problem, call);
+  if (call.scale == nullptr) set_default_scale(problem);
+  set_lengths(problem, call, given);
   problem.set_packed_layouts();
   problem.q = tensor_layout({call.name, "q"}, inputs.q);
   problem.k = tensor_layout({call.name, "k"}, inputs.k);

@@ -26,10 +26,23 @@ SdpaProblem smallest_problem(DType dtype, const ProblemShape& shape) {
   return problem;
 }
 
-void require_all(const Device& device, nb::handle features) {
-  for (const nb::handle feature : nb::borrow<nb::list>(features)) {
-    require_feature(kCall, device.kind(), to_text({kCall, "features"}, feature));
+/// As `sdpa` takes q: of the DTypes those that attention computes in.
+DType attention_dtype(nb::handle value) {
+  constexpr const char* kTaken = "f32, f16 or bf16";
+  const DType dtype = to_dtype({kCall, "dtype"}, value, kTaken);
+  if (dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16) return dtype;
+  fail(ErrorCode::unsupported_dtype, kCall, ": dtype: ", dtype_name(dtype), ", takes ", kTaken);
+}
+
+std::vector<std::string> to_features(nb::handle value) {
+  constexpr Argument argument{kCall, "features"};
+  const nb::object entries = entries_of(value);
+  if (!entries.is_valid()) fail_type(argument, value, "a sequence of str");
+  std::vector<std::string> features;
+  for (const nb::handle feature : nb::borrow<nb::list>(entries)) {
+    features.push_back(to_text(argument, feature));
   }
+  return features;
 }
 
 std::string reason_against(nb::handle device, nb::handle dtype, nb::handle n_heads,
@@ -38,10 +51,11 @@ std::string reason_against(nb::handle device, nb::handle dtype, nb::handle n_hea
   const ProblemShape shape{
       to_int64({kCall, "n_heads"}, n_heads), to_int64({kCall, "n_kv_heads"}, n_kv_heads),
       to_int64({kCall, "head_dim"}, head_dim), to_int64({kCall, "value_dim"}, value_dim)};
+  const std::vector<std::string> wanted = to_features(features);
   try {
     const Device target = to_device({kCall, "device"}, device);
-    const SdpaProblem problem = smallest_problem(to_dtype({kCall, "dtype"}, dtype), shape);
-    require_all(target, features);
+    const SdpaProblem problem = smallest_problem(attention_dtype(dtype), shape);
+    for (const std::string& feature : wanted) require_feature(kCall, target.kind(), feature);
     validate_problem(problem, target.limits(), kCall);
   } catch (const Error& error) {
     return error.what();

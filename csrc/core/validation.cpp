@@ -22,9 +22,10 @@ class Checker {
     fail_argument(call_, ": ", parts...);
   }
 
-  void extent(const char* name, std::int64_t value, std::int64_t least) const {
-    if (value >= least && value <= INT32_MAX) return;
-    fail(name, ": ", value, ", takes ", least, " to ", INT32_MAX);
+  void extent(const char* name, std::int64_t value, std::int64_t least,
+              std::int64_t most = INT32_MAX) const {
+    if (value >= least && value <= most) return;
+    fail(name, ": ", value, ", takes ", least, " to ", most);
   }
 
   const char* call() const { return call_; }
@@ -39,16 +40,10 @@ void check_shape(const SdpaProblem& p, const DeviceLimits& limits, const Checker
   check.extent("n_kv_heads", p.n_kv_heads, 1);
   check.extent("seq_len", p.seq_len, 0);
   check.extent("kv_capacity", p.kv_capacity, 0);
-  check.extent("head_dim", p.head_dim, 1);
-  check.extent("value_dim", p.value_dim, 1);
+  check.extent("head_dim", p.head_dim, 1, limits.max_head_dim);
+  check.extent("value_dim", p.value_dim, 1, limits.max_head_dim);
   if (p.n_heads % p.n_kv_heads != 0) {
     check.fail("n_heads: ", p.n_heads, " is no multiple of n_kv_heads ", p.n_kv_heads);
-  }
-  if (p.head_dim > limits.max_head_dim) {
-    check.fail("head_dim: ", p.head_dim, ", takes 1 to ", limits.max_head_dim);
-  }
-  if (p.value_dim > limits.max_head_dim) {
-    check.fail("value_dim: ", p.value_dim, ", takes 1 to ", limits.max_head_dim);
   }
 }
 

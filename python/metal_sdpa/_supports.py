@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._core import Device, unsupported_reason
+import numpy as np
+
+from ._core import Device, InvalidType, unsupported_reason
 
 if TYPE_CHECKING:
     from ._typing import DTypeLike
@@ -22,6 +24,14 @@ class Support:
 
     def __str__(self) -> str:
         return self.reason or "supported"
+
+
+def _require_bools(flags: dict[str, bool]) -> None:
+    for name, value in flags.items():
+        if isinstance(value, (bool, np.bool_)):
+            continue
+        got = "None" if value is None else f"type {type(value).__qualname__}"
+        raise InvalidType(f"supports: {name}: got {got}, takes a bool")
 
 
 def supports(
@@ -51,8 +61,8 @@ def supports(
     >>> supports("cpu", head_dim=2048).reason
     'supports: head_dim: 2048, takes 1 to 1024'
 
-    Errors: InvalidArgument where a number is no int. A dtype or device that does not exist is an
-    answer, not an error.
+    Errors: InvalidType where a number is no int, or a flag no bool. A dtype or device that does not
+    exist is an answer, not an error.
     """
     flags = {
         "causal": causal,
@@ -64,6 +74,7 @@ def supports(
         "kv_lengths": kv_lengths,
         "return_lse": return_lse,
     }
+    _require_bools(flags)
     features = [name for name, wanted in flags.items() if wanted]
     dv = head_dim if value_dim is None else value_dim
     return Support(unsupported_reason(device, dtype, n_heads, n_kv_heads, head_dim, dv, features))

@@ -7,6 +7,7 @@ import pytest
 
 import metal_sdpa
 from metal_sdpa import supported_features, supports
+from metal_sdpa._core import unsupported_reason
 
 # Arguments of sdpa() that ask for a feature.
 ARGUMENTS = {
@@ -75,3 +76,38 @@ def test_a_device_that_is_not_there_is_an_answer() -> None:
 def test_numbers_must_be_ints() -> None:
     with pytest.raises(metal_sdpa.InvalidArgument, match="supports: head_dim: got a float"):
         supports("cpu", head_dim=64.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flag", ARGUMENTS)
+@pytest.mark.parametrize("value", ["no", [], np.zeros(3), 1, None], ids=repr)
+def test_flags_must_be_bools(flag: str, value: object) -> None:
+    with pytest.raises(metal_sdpa.InvalidType, match=f"supports: {flag}: got .*, takes a bool"):
+        supports("cpu", **{flag: value})
+    assert str(supports("cpu", **{flag: np.True_})) == str(supports("cpu", **{flag: True}))
+
+
+@pytest.mark.parametrize("features", [1, "s", {"causal": 1}, [1]], ids=repr)
+def test_features_must_be_a_sequence_of_text(features: object) -> None:
+    with pytest.raises(metal_sdpa.InvalidType, match="supports: features: got a"):
+        unsupported_reason("cpu", "f32", 1, 1, 8, 8, features)  # type: ignore[arg-type]
+
+
+def test_features_in_any_sequence() -> None:
+    for features in (["causal", "mask"], ("causal", "mask")):
+        reason = unsupported_reason("cpu", "f32", 1, 1, 8, 8, features)  # type: ignore[arg-type]
+        assert "mask" in reason
+
+
+@pytest.mark.parametrize("name", ["head_dim", "value_dim"])
+def test_one_range_on_both_sides(name: str, device_kind: str) -> None:
+    most = metal_sdpa.Device(device_kind).limits.max_head_dim
+    for width in (-1, 0, most + 1, 2**40):
+        reason = supports(device_kind, **({"head_dim": 8} | {name: width}), n_heads=1).reason
+        assert f": {width}, takes 1 to {most}" in reason
+
+
+@pytest.mark.parametrize("dtype", ["f64", "u16", "i32", np.int64, None])
+def test_the_text_lists_the_dtypes_of_attention(dtype: object, device_kind: str) -> None:
+    reason = supports(device_kind, dtype=dtype).reason  # type: ignore[arg-type]
+    assert reason.startswith("supports: dtype: ")
+    assert reason.endswith(", takes f32, f16 or bf16")
