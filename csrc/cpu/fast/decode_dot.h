@@ -206,16 +206,6 @@ template <typename T, int kRows>
   return q;
 }
 
-/// The sums of a step to those of all steps.
-template <int kVecs, int kKeys>
-[[gnu::always_inline]] inline void store_sums(const Vec (&own)[kVecs][kKeys], Vec* sums) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kVecs; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) sums[r * kGroupKeys + j] = own[r][j];
-  }
-}
-
 /// sums[vector * kGroupKeys + j] = the products of all rows and the key in keys[j]: one chain, or,
 /// with kInTree, several.
 template <typename T, int kRows, bool kInTree>
