@@ -51,9 +51,8 @@ std::uint64_t magnitude(std::int64_t stride) {
 /// Every stride steps over all that the smaller strides span: sufficient, not necessary.
 bool nested_without_overlap(const TensorView& view) {
   std::array<Axis, 3> axes = row_axes(view);
-  std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) {
-    return magnitude(a.stride) < magnitude(b.stride);
-  });
+  std::sort(axes.begin(), axes.end(),
+            [](const Axis& a, const Axis& b) { return magnitude(a.stride) < magnitude(b.stride); });
   auto span = static_cast<std::uint64_t>(view.width);
   for (const Axis& axis : axes) {
     if (axis.count == 1) continue;
