@@ -162,6 +162,7 @@ TEST_CASE_FIXTURE(Fixture, "outputs overlap no input, the mask included") {
   CHECK(refusal("output: overlaps mask") == ErrorCode::invalid_argument);
   problem.mask->offset = 192 - 6;
   CHECK(refusal("output: overlaps mask") == ErrorCode::invalid_argument);
+  problem.mask->offset = 0;
   operands.mask = device.empty({2, 4, 3, 6}, DType::f32);
   validate();
   operands.lse = operands.sinks = device.empty({24}, DType::f32);
