@@ -160,8 +160,8 @@ std::string text_of_features(const SdpaProblem& p) {
   if (p.softcap != 0) text += "p.softcap = " + std::to_string(p.softcap) + "f; ";
   if (p.mask.has_value()) {
     text += std::string("p.mask = MaskLayout{DType::") + dtype_name(p.mask->dtype) + ", " +
-            text_of({p.mask->offset, p.mask->batch_stride, p.mask->head_stride,
-                     p.mask->row_stride, p.mask->key_stride}) +
+            text_of({p.mask->offset, p.mask->batch_stride, p.mask->head_stride, p.mask->row_stride,
+                     p.mask->key_stride}) +
             "}; ";
   }
   const auto heads = [&](const char* name, const std::optional<HeadLayout>& layout) {

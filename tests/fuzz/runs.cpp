@@ -98,8 +98,13 @@ CaseMemory::CaseMemory(const FuzzCase& c)
       slopes(c.blocks[7], DType::f32) {}
 
 SdpaOperands CaseMemory::operands(const Device& device, bool with_lse) const {
-  return {q.buffer(device), k.buffer(device), v.buffer(device), out.buffer(device),
-          with_lse ? lse.buffer(device) : Buffer(), mask.buffer(device), sinks.buffer(device),
+  return {q.buffer(device),
+          k.buffer(device),
+          v.buffer(device),
+          out.buffer(device),
+          with_lse ? lse.buffer(device) : Buffer(),
+          mask.buffer(device),
+          sinks.buffer(device),
           slopes.buffer(device)};
 }
 

@@ -8,6 +8,7 @@
 #include "metal_sdpa/error.h"
 #include "metal_sdpa/graph.h"
 #include "metal_sdpa/kernel_registry.h"
+#include "metal_sdpa/merge_states.h"
 #include "metal_sdpa/native_kernel.h"
 #include "metal_sdpa/plan.h"
 #include "metal_sdpa/sdpa.h"
