@@ -22,6 +22,7 @@
 #include "cpu/sdpa_merge.h"
 #include "cpu/stream.h"
 #include "cpu/thread_count.h"
+#include "cpu/write_kv.h"
 
 namespace metal_sdpa {
 namespace cpu {
@@ -202,6 +203,8 @@ std::shared_ptr<Library> CpuBackend::attention_library() const {
   library->add("merge_states_bf16_f32", merge_states_kernel<BF16, float>);
   library->add("merge_states_bf16_f16", merge_states_kernel<BF16, F16>);
   library->add("merge_states_bf16_bf16", merge_states_kernel<BF16, BF16>);
+  library->add("write_kv_16", write_kv_kernel<std::uint16_t>);
+  library->add("write_kv_32", write_kv_kernel<std::uint32_t>);
   register_fast([&library](const char* name, NativeKernel kernel) { library->add(name, kernel); });
   return library;
 }

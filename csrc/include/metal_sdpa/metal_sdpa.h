@@ -14,3 +14,4 @@
 #include "metal_sdpa/sdpa.h"
 #include "metal_sdpa/support.h"
 #include "metal_sdpa/version.h"
+#include "metal_sdpa/write_kv.h"
