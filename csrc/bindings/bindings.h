@@ -16,7 +16,9 @@ void bind_registry(nb::module_& module);
 void bind_encoder(nb::module_& module);
 void bind_graph(nb::module_& module);
 void bind_encode_sdpa(nb::module_& module);
+void bind_problem(nb::module_& module);
 void bind_functional(nb::module_& module);
+void bind_parameters(nb::module_& module);
 void bind_supports(nb::module_& module);
 
 }  // namespace metal_sdpa::python
