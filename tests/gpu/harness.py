@@ -23,7 +23,7 @@ from cuda_driver import Memory
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
 ROOT = SHADERS.parent
 LSE = 1  # function constant
-SDPA_ARGS_BYTES = 216
+SDPA_ARGS_BYTES = 368
 TILE_Q = 32
 
 
