@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "errors.h"
 #include "hidden_state.h"
 #include "visibility.h"
 
@@ -76,8 +77,8 @@ void set_shape(SdpaProblem& problem, const Array& q, const Array& k, const Array
 float read_softcap(Argument argument, PyObject* value) {
   const auto softcap = static_cast<float>(to_double(argument, value));
   if (softcap > 0 && std::isfinite(softcap)) return softcap;
-  fail_argument(argument.call, ": ", argument.name, ": ", softcap,
-                ", takes a finite number above 0, or None for no cap");
+  fail_argument(argument.call, ": ", argument.name, ": ", text_or_empty(value),
+                ", takes a finite f32 above 0, or None for no cap");
 }
 
 /// Whatever may run code of the caller (__float__, __index__, tolist): before any array is
