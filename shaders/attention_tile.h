@@ -528,7 +528,8 @@ struct AttentionTile {
       if (kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
       clear_repeated(first, keys.any, v);
       multiply_values(weights, v);
-      if (kPrefill) load(keys.k, keys.k_row, next, keys.any, k);
+      // Where all keys are seen the last of them may be loaded again.
+      if (kPrefill && (!masked || next < keys.any.end)) load(keys.k, keys.k_row, next, keys.any, k);
       first = next;
       seen = next_bits;
     }

@@ -131,7 +131,7 @@ TEST_CASE("metal features: every pair of them, on every kernel, within the bound
 TEST_CASE("metal features: many of them at once") {
   const Device device("metal");
   std::mt19937 rng(103);
-  for (int n = 0; n < 60; ++n) {
+  for (int n = 0; n < 300; ++n) {
     const auto at = static_cast<std::size_t>(n);
     SdpaProblem problem = problem_of(kShapes[at % kShapes.size()], kDTypes[at / 5 % 3]);
     if (n % 2 == 1) stride(problem);
