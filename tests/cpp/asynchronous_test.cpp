@@ -15,8 +15,8 @@ namespace {
 constexpr int kRounds = 12;
 
 SdpaProblem square(std::int64_t seq_len, std::int64_t width) {
-  SdpaProblem problem = problem_of({1, 2, 2, seq_len, seq_len, seq_len, width, width, true},
-                                   DType::f32);
+  SdpaProblem problem =
+      problem_of({1, 2, 2, seq_len, seq_len, seq_len, width, width, true}, DType::f32);
   problem.return_lse = false;
   return problem;
 }
@@ -32,12 +32,14 @@ void encode(const Device& device, CommandEncoder& encoder, const SdpaOperands& x
   encode_sdpa(encoder, default_registry(device), device, x, problem);
 }
 
-std::int64_t length_for(const Device& device) { return device.kind() == DeviceKind::cpu ? 512 : 24; }
+std::int64_t length_for(const Device& device) {
+  return device.kind() == DeviceKind::cpu ? 512 : 24;
+}
 
 /// Pages that are given back when the last owner lets go, which is counted.
 struct CountedPages {
   explicit CountedPages(std::atomic<int>& freed) : freed_(freed) {
-    if (posix_memalign(&data, kBytes, kBytes) != 0) data = nullptr;
+    if (posix_memalign(&data, 65536, kBytes) != 0) data = nullptr;
     REQUIRE(data != nullptr);
   }
   ~CountedPages() {
@@ -46,7 +48,7 @@ struct CountedPages {
     std::free(data);
     ++freed_;
   }
-  static constexpr std::size_t kBytes = 65536;
+  static constexpr std::size_t kBytes = 1 << 18;
   void* data = nullptr;
 
  private:

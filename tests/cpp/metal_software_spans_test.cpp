@@ -81,7 +81,8 @@ struct Seeds {
 
 }  // namespace
 
-TEST_CASE("software metal: many spans have the same bits in every order, called, encoded, replayed") {
+TEST_CASE(
+    "software metal: many spans have the same bits in every order, called, encoded, replayed") {
   const Seeds reset;
   const Device device("metal");
   std::mt19937 rng(61);
@@ -121,7 +122,8 @@ TEST_CASE("software metal: a recorded decode replays at every number of spans, a
   encode_sdpa(recorder, default_registry(device), device, x, problem);
   Graph graph = recorder.end_capture();
   std::uint64_t seed = 1;
-  for (const std::int64_t length : {two - 1, two, three, longest, three - 1, two, two - 1, longest}) {
+  for (const std::int64_t length :
+       {two - 1, two, three, longest, three - 1, two, two - 1, longest}) {
     CAPTURE(length);
     software_metal_set_seed(seed++);
     problem.kv_len = length;

@@ -38,14 +38,13 @@ TEST_CASE("every operand may start at any element: called, encoded, replayed, pa
         const auto out = bytes_of(whole.out);
         const auto lse = bytes_of(whole.lse);
         for (std::size_t offset : {1u, 3u, 8u}) {
-          const SdpaOperands x{at_offset(device, whole.q, offset),
-                               at_offset(device, whole.k, offset + 1),
-                               at_offset(device, whole.v, offset + 2),
-                               at_offset(device, whole.out, offset + 3),
-                               at_offset(device, whole.lse, offset + 4)};
+          const SdpaOperands x{
+              at_offset(device, whole.q, offset), at_offset(device, whole.k, offset + 1),
+              at_offset(device, whole.v, offset + 2), at_offset(device, whole.out, offset + 3),
+              at_offset(device, whole.lse, offset + 4)};
           const auto check = [&](const char* way) {
-            INFO(kind, " ", std::string(dtype_name(dtype)), " L ", seq_len, " offset ", offset,
-                 " ", way);
+            INFO(kind, " ", std::string(dtype_name(dtype)), " L ", seq_len, " offset ", offset, " ",
+                 way);
             CHECK(bytes_of(x.out) == out);
             CHECK(bytes_of(x.lse) == lse);
             fill_bytes(x.out, 0xff);

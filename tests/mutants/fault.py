@@ -77,7 +77,9 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 def blocks_of(name: str, text: str) -> Iterator[tuple[int, int]]:
     """From `name` to the end of the braces that follow it, wherever it is defined."""
-    for match in re.finditer(rf"\b{re.escape(name)}\b[^;{{}}]*(?:\{{\}}[^;{{}}]*)?\{{", text):
+    word = re.escape(name)
+    heads = rf"\b(?:(?:class|struct)\s+{word}\b[^;{{}}()]*|{word}\s*\([^;{{}}]*)\{{"
+    for match in re.finditer(heads, text):
         depth = 1
         end = match.end()
         while depth > 0 and end < len(text):

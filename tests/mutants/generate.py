@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from killers import FOLDERS
@@ -31,11 +32,29 @@ SKIPPED = (
     r"^\s*(#|//|\*)",
     r"static_assert|SDPA_SHARED_ASSERT",
     r"^\s*(import|from|namespace|using|template|public|private|friend) ?",
-    r"^[\s})\];,]*$",
+    r"^[\s})\];,]*(//.*)?$",
     r" = (delete|default);$",
 )
-# Measures a processor: there is no right number to test it by.
-UNTESTABLE = {"bench/peaks.cpp"}
+# What measures a processor, where no number is right, and what draws pictures.
+UNTESTABLE = {"bench/peaks.cpp", "bench/plot.py"}
+# Libraries that a file of bench/peers needs, where no test runs it without them.
+NEEDED = {
+    "bench/peers/ggml.py": "ggml",
+    "bench/peers/onnxruntime.py": "onnxruntime",
+    "bench/peers/openvino.py": "openvino",
+    "bench/peers/openvino_models.py": "openvino",
+    "bench/run.py": "rich",
+    "bench/table.py": "rich",
+}
+
+
+def is_testable(path: str) -> bool:
+    """Whether this environment can run the file at all."""
+    if path in UNTESTABLE:
+        return False
+    return path not in NEEDED or find_spec(NEEDED[path]) is not None
+
+
 # Lines that are text alone: docstrings, and strings across lines.
 TEXT_ALONE = re.compile(r'^\s*(?:[rbf]?"(?:[^"\\]|\\.)*"[,;)]*|""".*|[^"]*""")\s*$')
 AROUND = 2
@@ -82,14 +101,18 @@ def sources(folder: str) -> tuple[str, ...]:
         for path in sorted(project_files())
         if path.suffix in RULES
         and any(root in path.parents for root in roots)
-        and str(path) not in UNTESTABLE
+        and is_testable(str(path))
     )
 
 
-def is_bracket(old: str, new: str) -> bool:
-    """Whether what changes is a bracket of a template, or makes a pointer or reference."""
+def is_hopeless(old: str, new: str) -> bool:
+    """Whether what changes is a digit of a name, a bracket of a template, or makes a pointer or
+    reference: no compiler takes that."""
     at = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(old) - 1)
-    return old[at] in "<>&*" and not old[at - 1].isspace()
+    before = old[at - 1] if at > 0 else " "
+    if old[at].isdigit() or new[at : at + 1] == "(":
+        return before.isalpha() or before == "_"
+    return old[at] in "<>&*" and not before.isspace()
 
 
 def docstring_lines(path: str, lines: list[str]) -> set[int]:
@@ -106,7 +129,7 @@ def docstring_lines(path: str, lines: list[str]) -> set[int]:
 @cache
 def mutants_of_file(folder: str, path: str) -> dict[int, tuple[RandomMutant, ...]]:
     """All mutants of a file by line."""
-    from universalmutator import mutator  # noqa: PLC0415  what the table alone needs not
+    from universalmutator import mutator
 
     lines = (TREE / path).read_text(encoding="utf-8").splitlines(keepends=True)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +146,7 @@ def mutants_of_file(folder: str, path: str) -> dict[int, tuple[RandomMutant, ...
         # A second line is a break or continue, which hardly ever compiles.
         is_idle = "".join(old.split()) == "".join(new.split()) or new.count("\n") > 1
         is_text = line in documentation or TEXT_ALONE.match(old)
-        if is_idle or is_text or (not path.endswith(".py") and is_bracket(old, new)):
+        if is_idle or is_text or (not path.endswith(".py") and is_hopeless(old, new)):
             continue
         key = key_of(path, lines, line, new)
         by_line.setdefault(line, []).append(RandomMutant(folder, path, line, old, new, key))

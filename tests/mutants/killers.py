@@ -35,6 +35,13 @@ class Killer:
         return self.name.endswith(".py")
 
     @property
+    def needs_build(self) -> bool:
+        """Whether it uses what was built: the tests of bench and tools do not."""
+        return (
+            re.fullmatch(r"test_(bench|bench_verdicts|tools|tools_checks)\.py", self.name) is None
+        )
+
+    @property
     def key(self) -> str:
         """What it is called in tables."""
         return f"{self.name} on {self.device}"
@@ -48,6 +55,8 @@ class Killer:
         if self.is_python:
             environment = {**TEST_ENVIRONMENT, "METAL_SDPA_TEST_DEVICES": self.device}
             arguments = [f"tests/python/{self.name}"]
+            if not self.needs_build:
+                arguments.append("--noconftest")  # which imports the package
             if self.device == "metal":
                 arguments += ["-m", "not frameworks"]
             status = workshop.run_pytest(arguments, seconds, environment)

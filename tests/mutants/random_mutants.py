@@ -26,9 +26,10 @@ from pathlib import Path
 
 from equivalent import EQUIVALENT
 from fault import restore
-from generate import RandomMutant, draw
 from killers import FOLDERS, Killer, all_killers, cores, in_order, limit_of
 from workshop import TREE, BuildError, Workshop
+
+from generate import RandomMutant, draw
 
 COUNTED = ("killed", "survived")
 
@@ -74,11 +75,19 @@ class Bench:
     """Workshops, and what every suite takes without a mutant."""
 
     def __init__(self, directory: Path, jobs: int, folders: Sequence[str]) -> None:
+        # Without a Metal device under test the build is GCC's, without Metal.
+        on_metal = any(folder in ("metal", "shaders") for folder in folders)
+        preset = "software-metal" if on_metal else "dev"
+        compilers = max(1, cores() // jobs)
         self.shops = [
-            Workshop(directory / str(i), max(1, cores() // jobs), python=True) for i in range(jobs)
+            Workshop(directory / preset / str(i), compilers, python=True, preset=preset)
+            for i in range(jobs)
         ]
-        self.killers = {folder: all_killers(folder) for folder in folders}
-        self.needs_build = any(folder not in ("bench", "tools") for folder in folders)
+        self.killers = {
+            folder: [k for k in all_killers(folder) if on_metal or k.device == "cpu"]
+            for folder in folders
+        }
+        self.needs_build = any(k.needs_build for part in self.killers.values() for k in part)
         self.seconds: dict[str, float] = {}
         self.code: dict[str, str] = {}
 
@@ -94,6 +103,9 @@ class Bench:
         wanted = {killer.key: killer for part in self.killers.values() for killer in part}
         self._time_all(sorted(wanted.values(), key=lambda killer: killer.key))
         print(f"suites without a mutant: {time.monotonic() - begin:.0f} s", flush=True)
+        for folder, part in self.killers.items():
+            if not any(killer.key in self.seconds for killer in part):
+                raise BuildError(f"no suite of {folder} passes without a mutant")
 
     def _build(self, shop: Workshop, compilers: int) -> None:
         shop.refresh()
@@ -139,7 +151,7 @@ class Bench:
             if code_of(shop) == self.code[str(shop.build)]:
                 return Verdict("same code")
         for killer in in_order(self.killers[mutant.folder], mutant.path, self.seconds):
-            if self.needs_build:
+            if killer.needs_build:
                 shop.make((killer.target(),))
             if not killer.passes(shop, limit_of(killer, self.seconds)):
                 return Verdict("killed", killer.key)
@@ -189,30 +201,34 @@ def run_sample(
         print(f"{verdict.by} ({seconds:.0f} s)", flush=True)
         return verdict
 
+    def take() -> RandomMutant | None:
+        """The next mutant, where the sample has room for one more."""
+        with lock:
+            counted = sum(verdict.verdict in COUNTED for _, verdict in sample)
+            if counted + len(busy) >= count or time.monotonic() > until:
+                return None
+            mutant = next(stream, None)
+            if mutant is not None:
+                busy.add(mutant.key)
+            return mutant
+
     def worker() -> None:
+        """Ends when nothing is left to take; what others still try may make room again."""
         while True:
-            with lock:
-                open_places = count - sum(v.verdict in COUNTED for _, v in sample) - len(busy)
-                if open_places <= 0 and not busy:
-                    return
-                mutant = next(stream) if open_places > 0 else None
-                if mutant is not None:
-                    busy.add(mutant.key)
-            if time.monotonic() > until:
-                if mutant is not None:
-                    with lock:
-                        busy.discard(mutant.key)
-                return
+            mutant = take()
             if mutant is None:
+                if not busy or time.monotonic() > until:
+                    return
                 time.sleep(0.2)
                 continue
+            verdict = None
             try:
                 verdict = one(mutant)
             finally:
                 with lock:
                     busy.discard(mutant.key)
-            with lock:
-                sample.append((mutant, verdict))
+                    if verdict is not None:
+                        sample.append((mutant, verdict))
 
     busy: set[str] = set()
     with ThreadPoolExecutor(len(bench.shops)) as pool:

@@ -26,7 +26,7 @@ class BuildError(Exception):
 def project_files() -> list[Path]:
     """The project's files; all of them where the tree is no repository of git's."""
     sys.path.insert(0, str(TREE / "tools"))
-    from project_files import project_files as files_of_git  # noqa: PLC0415
+    from project_files import project_files as files_of_git
 
     try:
         return files_of_git()
@@ -60,13 +60,16 @@ def run(
 
 
 class Workshop:
-    """A copy of the sources and its build, with the software Metal device; `jobs` compilers."""
+    """A copy of the sources and its build of a preset; `jobs` compilers at once."""
 
-    def __init__(self, directory: Path, jobs: int, python: bool = False) -> None:
+    def __init__(
+        self, directory: Path, jobs: int, python: bool = False, preset: str = "software-metal"
+    ) -> None:
         self.tree = directory / "tree"
         self.build = directory / "build"
         self.jobs = jobs
         self.python = python
+        self.preset = preset
 
     def refresh(self) -> None:
         """Copies what differs from the tree, so that an old build is used as far as it holds."""
@@ -89,7 +92,7 @@ class Workshop:
 
         Warnings are off: an unused variable is no reason for a fault not to be tried.
         """
-        command = ["cmake", "--preset", "software-metal", "-S", str(self.tree), "-B"]
+        command = ["cmake", "--preset", self.preset, "-S", str(self.tree), "-B"]
         command += [str(self.build), "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -w"]
         command += [f"-DMETAL_SDPA_CACHE_DIR={TREE / '.cache'}"]
         command += [f"-DMETAL_SDPA_PYTHON={'ON' if self.python else 'OFF'}"]

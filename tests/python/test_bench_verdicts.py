@@ -223,9 +223,7 @@ def test_the_error_of_an_entry_is_that_of_its_worst_variant(clock: Clock) -> Non
     def off(out: np.ndarray) -> np.ndarray:
         return out * np.float32(1.01)
 
-    entry = prepare(
-        FakePeer(clock, {"off": (0.2, off), "exact": (0.1, unchanged)}), inputs, oracle
-    )
+    entry = prepare(FakePeer(clock, {"off": (0.2, off), "exact": (0.1, unchanged)}), inputs, oracle)
     assert entry.error == pytest.approx(0.01, rel=0.6)
     assert entry.error_share > 100
 

@@ -72,10 +72,10 @@ def test_a_clean_project_passes(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("x = 1\ny = '/home/somebody/file'\n", "a.py:2: a path of one machine"),
-        ("see /work/" + "shared\n", "a.py:1: a path of one machine"),
-        ("see (/root/" + "x)\n", "a.py:1: a path of one machine"),
-        ("see /Users/" + "me/x\n", "a.py:1: a path of one machine"),
+        ("x = 1\ny = '/home" + "/somebody/file'\n", "a.py:2: a path of one machine"),
+        ("see /work" + "/shared\n", "a.py:1: a path of one machine"),
+        ("see (/root" + "/x)\n", "a.py:1: a path of one machine"),
+        ("see /Users" + "/me/x\n", "a.py:1: a path of one machine"),
         ("\n\nhttps://" + "PyPI" + ".org/simple\n", "a.py:3: a package registry's host"),
         ("https://registry." + "npmjs.com\n", "a.py:1: a package registry's host"),
         ("files.python" + "hosted.org\n", "a.py:1: a package registry's host"),
@@ -109,7 +109,9 @@ def test_files_of_each_formatter(project: Project) -> None:
     deleted.unlink()
     cpp = project.run("project_files.py", "cpp")[1].split()
     assert sorted(cpp) == [f"src/{name}" for name in ("a.cpp", "b.h", "c.hpp", "d.cuh", "e.metal")]
-    python = [path for path in project.run("project_files.py", "python")[1].split() if "src" in path]
+    python = [
+        path for path in project.run("project_files.py", "python")[1].split() if "src" in path
+    ]
     assert sorted(python) == ["src/f.py", "src/g.pyi"]
 
 
@@ -148,7 +150,9 @@ def test_sizes_by_area_and_long_files(project: Project) -> None:
 )
 def test_workflows(project: Project, old: str, new: str, problem: str) -> None:
     pytest.importorskip("yaml")
-    project.write(".github/workflows/a.yml", GOOD_WORKFLOW.replace(old, new) if old else GOOD_WORKFLOW)
+    project.write(
+        ".github/workflows/a.yml", GOOD_WORKFLOW.replace(old, new) if old else GOOD_WORKFLOW
+    )
     status, output = project.run("check_workflows.py")
     assert status == (1 if problem else 0)
     assert problem in output
@@ -171,7 +175,9 @@ def shaders(project: Project) -> list[str]:
 
 
 def test_flattened_shaders_hold_each_header_once_in_order_of_name(project: Project) -> None:
-    status, output = project.run("flatten_shaders.py", *shaders(project), "--output", "o/flat.metal")
+    status, output = project.run(
+        "flatten_shaders.py", *shaders(project), "--output", "o/flat.metal"
+    )
     assert (status, output) == (0, "")
     assert (project.root / "o" / "flat.metal").read_text().splitlines() == [
         '#line 1 "a.metal"',
@@ -260,7 +266,7 @@ def test_dying_says_why_and_fails(project: Project) -> None:
 
 
 def test_a_python_that_is_too_old_is_not_taken(project: Project) -> None:
-    old = project.write("old", '#!/bin/sh\nexit 1\n')
+    old = project.write("old", "#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     status, output = project.shell(f"METAL_SDPA_PYTHON={old} find_python")
     assert status == 0
