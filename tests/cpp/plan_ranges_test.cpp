@@ -160,6 +160,8 @@ TEST_CASE("one operand in common gives a barrier where either call writes it, an
       const auto row = [&] { return device.empty({16}, DType::f32); };
       const auto call = [&] { return SdpaOperands{row(), row(), row(), row(), row()}; };
       const std::size_t apart = barriers_of(device, problem, {call(), call()});
+      // A barrier between the steps of the second call keeps its last write behind the first call.
+      const std::size_t behind = apart + (plan_sdpa(device, problem).steps.size() > 1 ? 0 : 1);
       const std::array<Buffer SdpaOperands::*, 3> inputs{&SdpaOperands::q, &SdpaOperands::k,
                                                          &SdpaOperands::v};
       const std::array<Buffer SdpaOperands::*, 2> outputs{&SdpaOperands::out, &SdpaOperands::lse};
@@ -170,13 +172,13 @@ TEST_CASE("one operand in common gives a barrier where either call writes it, an
           SdpaOperands second = call();
           second.*input = first.*output;  // read after write
           CHECK(barriers_of(device, problem, {first, second}) == apart + 1);
-          CHECK(barriers_of(device, problem, {second, first}) == apart + 1);  // write after read
+          CHECK(barriers_of(device, problem, {second, first}) == behind);  // write after read
         }
         for (const auto other : outputs) {
           SdpaOperands first = call();
           SdpaOperands second = call();
           second.*other = first.*output;
-          CHECK(barriers_of(device, problem, {first, second}) == apart + 1);
+          CHECK(barriers_of(device, problem, {first, second}) == behind);
         }
       }
       for (const auto input : inputs) {

@@ -327,6 +327,62 @@ TEST_CASE("shutdown from many threads, beside calls and commits") {
   }));
 }
 
+TEST_CASE("memory goes back when work is done or cancelled, also where its encoder is kept") {
+  CHECK(within_seconds(60, [] {
+    const Fixture x;
+    std::atomic<int> freed{0};
+    std::vector<float> numbers(16);
+    const auto counted = [&] {
+      const std::shared_ptr<void> owner(numbers.data(), [&](void*) { ++freed; });
+      return x.device.wrap({numbers.data(), 64, false, owner}, DType::f32, {16});
+    };
+    CommandEncoder done = x.encoder_of("add_one", x.a, counted());
+    if (freed != 0) return false;
+    done.commit_and_wait();
+    if (freed != 1) return false;
+    CommandEncoder first = x.encoder_of("wait_at_gate");
+    std::thread([&] { first.commit(); }).join();
+    while (g_at_gate == 0) std::this_thread::sleep_for(1ms);
+    CommandEncoder cancelled = x.encoder_of("add_one", x.a, counted());
+    cancelled.commit();
+    {
+      const CheckScope check([] { return true; });
+      try {
+        cancelled.wait_until_completed();
+        return false;
+      } catch (const Error&) {
+      }
+    }
+    const bool given_back = freed == 2;
+    g_open = true;
+    first.wait_until_completed();
+    return given_back;
+  }));
+}
+
+TEST_CASE("what is committed while shutdown waits is run, although nobody waits for it") {
+  CHECK(within_seconds(60, [] {
+    const Fixture x;
+    // How long it takes shutdown() to stand in line is the system's affair.
+    for (const auto patience : {30ms, 100ms, 300ms, 900ms}) {
+      g_open = false;
+      g_at_gate = 0;
+      CommandEncoder running = x.encoder_of("wait_at_gate");
+      running.commit();
+      while (g_at_gate == 0) std::this_thread::sleep_for(1ms);
+      std::thread ending([] { shutdown(); });
+      std::this_thread::sleep_for(patience);
+      CommandEncoder late = x.encoder_of("wait_at_gate");
+      late.commit();
+      g_open = true;
+      ending.join();
+      for (int i = 0; i < 8000 && g_at_gate < 2; ++i) std::this_thread::sleep_for(1ms);
+      if (g_at_gate < 2) return false;
+    }
+    return true;
+  }));
+}
+
 TEST_CASE("what a kernel throws fails its command buffer, whatever it is") {
   Fixture x;
   x.registry.register_native("throw_number",

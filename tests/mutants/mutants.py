@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Plants faults one by one in a copy of the tree; the test that is named for each must fail.
 
-Those of the CPU's kernels, which are compiled for every instruction set, are left out unless
-`--all` or `--only` takes them. The copy is built with the software Metal device, once, then file by
-file; `--jobs N` plants in N copies at once. The exit status is 1 where a fault survives, where its
-text no longer stands in the sources, where it does not build, or where a named test fails without
-any fault.
+Those of the CPU's kernels, which are compiled for every instruction set, and of the bindings are
+left out unless `--all` or `--only` takes them. The copy is built with the software Metal device,
+once, then file by file; `--jobs N` plants in N copies at once. The exit status is 1 where a fault
+survives, where its text no longer stands in the sources, where it does not build, or where a named
+test fails without any fault.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from binding_table import BINDING_MUTANTS
+from core_table import CORE_MUTANTS
 from cpu_table import CPU_MUTANTS
 from fault import FaultError, Mutant, plant, restore
 from metal_table import METAL_MUTANTS
@@ -119,7 +120,7 @@ def run(mutants: Sequence[Mutant], directory: Path, jobs: int) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="also faults of the CPU's kernels")
+    parser.add_argument("--all", action="store_true", help="also CPU kernels and bindings")
     parser.add_argument("--list", action="store_true", help="name the faults and their tests")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose name holds TEXT")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="copies of the tree")
@@ -127,7 +128,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--fresh", action="store_true", help="delete DIR first")
     options = parser.parse_args(arguments)
     wants_all = options.all or options.list or options.only
-    table = METAL_MUTANTS + QUEUE_MUTANTS + BINDING_MUTANTS + (CPU_MUTANTS if wants_all else ())
+    table = (
+        CORE_MUTANTS
+        + METAL_MUTANTS
+        + QUEUE_MUTANTS
+        + ((CPU_MUTANTS + BINDING_MUTANTS) if wants_all else ())
+    )
     mutants = [mutant for mutant in table if options.only in mutant.name]
     if options.list:
         for mutant in mutants:
