@@ -107,7 +107,7 @@ def test_bad_states_are_refused_by_name():
     with pytest.raises(InvalidArgument, match=r"lses: shape \[3, 2\], takes \[2, 3\]"):
         merge_states(outs, lses.T)
     with pytest.raises(InvalidArgument, match=r"outs: shape \[4\]"):
-        merge_states(outs[0, 0], lses[0, 0])
+        merge_states(outs[0, 0], lses[0])
     with pytest.raises(InvalidArgument, match=r"outs: the last dimension has a stride of 2"):
         merge_states(outs[..., ::2], lses)
     with pytest.raises(InvalidArgument, match=r"out: shape \[2, 4\], takes \[3, 4\]"):
