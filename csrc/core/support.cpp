@@ -8,7 +8,6 @@ namespace metal_sdpa {
 namespace {
 
 constexpr std::string_view kYes{};
-constexpr std::string_view kNotBuilt = "is not built yet";
 
 }  // namespace
 
@@ -23,15 +22,15 @@ const std::vector<SupportedFeature>& supported_features() {
       {"return_lse", kYes, kYes},
       {"grouped_queries", kYes, kYes},
       {"strides", kYes, kYes},
-      {"mask", kNotBuilt, kYes},
-      {"window", kNotBuilt, kYes},
-      {"softcap", kNotBuilt, kYes},
-      {"sinks", kNotBuilt, kYes},
-      {"alibi_slopes", kNotBuilt, kYes},
-      {"kv_starts", kNotBuilt, kYes},
-      {"query_lengths", kNotBuilt, kYes},
-      {"key_offset", kNotBuilt, kYes},
-      {"out_f32", kNotBuilt, kYes},
+      {"mask", kYes, kYes},
+      {"window", kYes, kYes},
+      {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},
+      {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},
+      {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes},
+      {"out_f32", kYes, kYes},
   };
   return *features;
 }
