@@ -551,12 +551,16 @@ struct AttentionTile {
       const int next = first + kKeys;
       uint next_bits = 0;
       float2 scores[kRowTiles][kKeyTiles];
+      const bool next_active = is_seen(keys, next, next_bits);
+      // Behind an active tile the next one is loaded without a question, which is quicker; past the
+      // last key that is the last one again.
+      const bool joins = (windowed || masked) && !active && next_active;
       if (active) {
         multiply_scores(k, scores);
         put_scores(scores, turn, slice, lane);
+        if (!masked || next_active) load(keys.k, keys.k_row, next, keys.any, k);
       }
-      const bool next_active = is_seen(keys, next, next_bits);
-      if (next_active) load(keys.k, keys.k_row, next, keys.any, k);
+      if (joins) load(keys.k, keys.k_row, next, keys.any, k);
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
         float2 weights[kRowTiles][kKeyTiles];
@@ -565,8 +569,9 @@ struct AttentionTile {
         softmax(scores, weights);
         clear_repeated(first, keys.any, v);
         multiply_values(weights, v);
+        if (!masked || next_active) load(keys.v, keys.v_row, next, keys.any, v);
       }
-      if (next_active) load(keys.v, keys.v_row, next, keys.any, v);
+      if (joins) load(keys.v, keys.v_row, next, keys.any, v);
       active = next_active;
       seen = next_bits;
       threadgroup float2* const used = turn;
