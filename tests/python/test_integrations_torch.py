@@ -25,7 +25,8 @@ def samples(name: str, dtype: str) -> list[Any]:
 def close(got: Any, wanted: Any, dtype: str) -> None:
     import torch
 
-    tolerance = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    # Scores of the samples reach some hundreds, with an error in f32 of that many roundings.
+    tolerance = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
     assert got.shape == wanted.shape
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
