@@ -81,8 +81,8 @@ template <typename In, typename Out>
   for (int first = 0; first < int(args.width); first += MERGE_COLUMNS) {
     const int column = first + int(thread_index);
     const bool exists = column < int(args.width);
-    const MergedColumn merged =
-        merge_column(row, largest, outs_row + (exists ? column : 0), args.outs_stride.state, exists);
+    const MergedColumn merged = merge_column(row, largest, outs_row + (exists ? column : 0),
+                                             args.outs_stride.state, exists);
     weight = merged.weight;
     metal::threadgroup_barrier(metal::mem_flags::mem_device);
     if (exists) out_row[column] = Out(weight == 0.0f ? 0.0f : merged.value / weight);
