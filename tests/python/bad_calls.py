@@ -160,8 +160,8 @@ def value_dim_over_the_limit(rng: np.random.Generator, call: dict) -> None:
 
 
 def _another_dtype(dtype: np.dtype) -> np.dtype:
-    """Never f32, which an output may have whatever q has."""
-    return next(other for other in reversed(DTYPES.values()) if other != dtype)
+    """Of 16 bits: an f32 `out` is taken whatever q's dtype is."""
+    return next(other for name, other in DTYPES.items() if name != "f32" and other != dtype)
 
 
 for _name in ("k", "v", "out"):
@@ -328,3 +328,95 @@ def device_of_a_wrong_type(rng: np.random.Generator, call: dict) -> None:
 @fault("(causal|return_lse)")
 def flag_of_a_wrong_type(rng: np.random.Generator, call: dict) -> None:
     call[str(one_of(rng, "causal", "return_lse"))] = one_of(rng, "yes", 2.5, object(), [True])
+
+
+# --- features ------------------------------------------------------------------------------------
+
+
+def _scores(call: dict) -> list[int]:
+    """B, Hq, L and S of the call."""
+    return [*call["q"].shape[:3], call["k"].shape[2]]
+
+
+@fault("mask")
+def mask_does_not_broadcast(rng: np.random.Generator, call: dict) -> None:
+    dims = _scores(call)
+    axis = int(rng.integers(4))
+    dims[axis] += int(one_of(rng, -1, 1)) if dims[axis] > 2 else 1
+    call["mask"] = np.ones(dims[int(rng.integers(axis + 1)) :], bool)
+
+
+@fault("mask", "UnsupportedDType")
+def mask_of_integers(rng: np.random.Generator, call: dict) -> None:
+    dtype = one_of(rng, np.uint8, np.uint16, np.int32, np.int64, np.float64, np.complex64)
+    call["mask"] = np.ones(_scores(call), dtype)
+
+
+@fault("window")
+def window_without_a_key(rng: np.random.Generator, call: dict) -> None:
+    call["window"] = one_of(rng, 0, -1, -(2**40), (-2, 0), (0, -2), (1,), (), (1, 2, 3), "1", 1.5)
+
+
+@fault("softcap")
+def softcap_is_no_positive_number(rng: np.random.Generator, call: dict) -> None:
+    call["softcap"] = one_of(rng, 0, 0.0, -1.0, np.nan, np.inf, 1e39, 1e-60, "1", [1.0])
+
+
+@fault("sinks")
+def sinks_of_another_shape(rng: np.random.Generator, call: dict) -> None:
+    heads = call["q"].shape[1]
+    dims = one_of(rng, (heads + 1,), (heads - 1,), (1, heads), (heads, 1), (0,))
+    call["sinks"] = np.zeros(dims, np.float32)
+
+
+@fault("(sinks|alibi_slopes)")
+def numbers_of_heads_that_are_none(rng: np.random.Generator, call: dict) -> None:
+    name = str(one_of(rng, "sinks", "alibi_slopes"))
+    call[name] = np.zeros(call["q"].shape[1], np.float32)
+    call[name][int(rng.integers(call["q"].shape[1]))] = one_of(rng, np.nan, np.inf)
+
+
+@fault("(sinks|alibi_slopes)", "UnsupportedDType")
+def numbers_of_heads_of_another_dtype(rng: np.random.Generator, call: dict) -> None:
+    name = str(one_of(rng, "sinks", "alibi_slopes"))
+    dtype = one_of(rng, np.float64, np.int32, bool, np.uint8)
+    call[name] = np.zeros(call["q"].shape[1], dtype)
+
+
+@fault("alibi_slopes")
+def alibi_slopes_of_another_shape(rng: np.random.Generator, call: dict) -> None:
+    B, heads = call["q"].shape[:2]
+    dims = one_of(rng, (heads + 1,), (B + 1, heads), (heads, B, 1), (1, heads), ())
+    call["alibi_slopes"] = np.zeros(dims, np.float32)
+
+
+@fault("(kv_starts|query_lengths)")
+def starts_and_rows_out_of_range(rng: np.random.Generator, call: dict) -> None:
+    name = str(one_of(rng, "kv_starts", "query_lengths"))
+    most = call["k"].shape[2] if name == "kv_starts" else call["q"].shape[2]
+    wrong = int(one_of(rng, -1, most + 1, 2**40))
+    call[name] = wrong if rng.random() < 0.5 else [most] * (call["q"].shape[0] - 1) + [wrong]
+
+
+@fault("(key_offset|key_stride|q_start)")
+def keys_without_a_position(rng: np.random.Generator, call: dict) -> None:
+    call |= one_of(
+        rng,
+        {"key_offset": 1},
+        {"key_stride": 2},
+        {"key_stride": 0, "q_start": 0},
+        {"key_stride": -1, "q_start": 0},
+        {"key_stride": 2**61, "q_start": 0},
+        {"key_offset": 2**61, "q_start": 0},
+        {"key_offset": 1.5, "q_start": 0},
+    )
+
+
+@fault("(out|output)")
+def out_overlaps_a_mask(rng: np.random.Generator, call: dict) -> None:
+    S = call["k"].shape[2]
+    arena = np.zeros(call["out"].size + S - 1, np.float32)
+    for name in "qkv":
+        call[name] = call[name].astype(np.float32)
+    call["mask"] = arena[:S]
+    call["out"] = arena[S - 1 :].reshape(call["out"].shape)
