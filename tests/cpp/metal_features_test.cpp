@@ -143,6 +143,37 @@ TEST_CASE("metal features: many of them at once") {
   }
 }
 
+TEST_CASE("metal features: any layout and shape, on the kernel that the planner takes") {
+  const Device device("metal");
+  std::mt19937 rng(151);
+  for (int n = 0; n < 200; ++n) {
+    SdpaProblem problem = random_problem(rng, limits_for(device));
+    add_features(rng, random_features(rng, 3), problem);
+    const SdpaOperands x = random_operands(rng, device, problem);
+    check_plan(device, plan_sdpa(device, problem), problem, x, reference_sdpa(problem, x));
+  }
+}
+
+TEST_CASE("metal features: many spans, some of which nobody sees") {
+  const Device device("metal");
+  std::mt19937 rng(157);
+  const auto between = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(rng);
+  };
+  for (int n = 0; n < 45; ++n) {
+    const std::int64_t seq_len = n % 2 == 0 ? between(1, 3) : between(4, 40);
+    const std::int64_t kv_len = between(500, 1500);
+    SdpaProblem problem = problem_of({between(1, 2), 4, 2, seq_len, kv_len, 1500, 8, 8, n % 3 == 0},
+                                     kDTypes[static_cast<std::size_t>(n / 3 % 3)]);
+    if (n % 4 == 1) problem.kv_lengths.assign(static_cast<std::size_t>(problem.batch), kv_len / 2);
+    add_features(rng, random_features(rng, 3), problem);
+    if (n % 2 == 0) problem.window_left = between(0, 600);
+    problem.kernel = kKernels[static_cast<std::size_t>(n) % 3];
+    const SdpaOperands x = random_operands(rng, device, problem);
+    check_plan(device, plan_sdpa(device, problem), problem, x, reference_sdpa(problem, x));
+  }
+}
+
 TEST_CASE("metal features: windows and starts around every edge of tiles and spans") {
   const Device device("metal");
   std::mt19937 rng(107);

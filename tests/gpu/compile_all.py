@@ -18,17 +18,10 @@ import msl_to_cuda
 from harness import SHADERS
 from hashes import RESULT_FILE, shader_hashes
 
-# Function constants that add code, those of span states with rows that are not aligned, and what
-# happens to scores and outputs, with both kinds of mask.
-CONSTANT_SETS = tuple(
-    dict.fromkeys(constants, True)
-    for constants in (
-        (0, 1, 3, 4, 7),
-        (5, 6, 7),
-        (0, 1, 3, 8, 9, 10, 11, 13, 14),
-        (0, 5, 8, 9, 12),
-    )
-)
+# Function constants that add code, and those of span states with rows that are not aligned.
+CONSTANT_SETS = ((0, 1, 3, 4, 7), (5, 6, 7))
+# What happens to scores and outputs, with both kinds of mask: for every third head dim.
+FEATURE_SETS = ((0, 1, 3, 8, 9, 10, 11, 13, 14), (0, 5, 8, 9, 12))
 CHUNK = 9  # kernels of one translation unit
 
 
@@ -46,8 +39,12 @@ def units() -> list[tuple[str, list[str], dict[int, bool]]]:
         if not names:
             raise SystemExit(f"{shader.name} instantiates no kernel")
         for begin in range(0, len(names), CHUNK):
+            chunk = names[begin : begin + CHUNK]
+            some = chunk[1::3] if len(chunk) == CHUNK else chunk
             for constants in CONSTANT_SETS:
-                result.append((shader.name, names[begin : begin + CHUNK], dict(constants)))
+                result.append((shader.name, chunk, dict.fromkeys(constants, True)))
+            for constants in FEATURE_SETS:
+                result.append((shader.name, some, dict.fromkeys(constants, True)))
     return result
 
 

@@ -1,0 +1,70 @@
+// Which rows and keys a team of sdpa_decode or sdpa_prefill has.
+#ifndef METAL_SDPA_TEAM_KEYS_H
+#define METAL_SDPA_TEAM_KEYS_H
+
+#include <metal_stdlib>
+
+#include "sdpa_args.h"
+#include "sdpa_problem.h"
+
+namespace metal_sdpa {
+
+/// The packed rows begin..end of one KV head that a team has.
+struct TeamRows {
+  long first_query;  ///< row of the problem that packed row 0 belongs to
+  int group;         ///< G
+  bool one_query;    ///< all rows are of one query: nothing to divide, which loads would wait for
+  int begin;
+  int end;  ///< one past the last that exists
+
+  long query(int packed) const {
+    return first_query + (one_query ? 0u : uint(packed) / uint(group));
+  }
+  int head(int packed) const { return one_query ? packed : int(uint(packed) % uint(group)); }
+  /// Offset of a packed row from row 0 of the KV head's first query head.
+  long element(SdpaStrides stride, int packed) const {
+    return head(packed) * stride.head + query(packed) * stride.row;
+  }
+};
+
+/// Keys begin..end of a span, counted from its first one.
+struct KeyRange {
+  int begin;
+  int end;
+};
+
+/// A span of the keys of a sequence under one KV head.
+struct SpanPlace {
+  SdpaWorkItem item;  ///< the sequence
+  long kv_h;
+  long span;
+  long first_key;
+
+  /// What of a band lies in the span.
+  KeyRange part_of(SdpaBand band) const {
+    const long n_keys = long(item.span_len);
+    KeyRange range;
+    range.begin = 0;
+    if (windowed) {
+      range.begin = int(metal::min(metal::max(band.begin - first_key, 0l), n_keys));
+    }
+    range.end = int(metal::min(metal::max(band.end - first_key, 0l), n_keys));
+    return range;
+  }
+};
+
+/// The keys of a span that some row of a team sees, under one KV head, and those that all see.
+/// Teams that share rows have the same, and take its tiles by turns.
+template <typename T>
+struct TeamKeys {
+  device const T* k;  ///< first key of the span, at this lane's first element
+  device const T* v;
+  long k_row;
+  long v_row;
+  KeyRange any;
+  KeyRange all;
+};
+
+}  // namespace metal_sdpa
+
+#endif  // METAL_SDPA_TEAM_KEYS_H
