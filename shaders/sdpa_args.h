@@ -3,6 +3,7 @@
 #ifndef METAL_SDPA_SDPA_ARGS_H
 #define METAL_SDPA_SDPA_ARGS_H
 
+#include "sdpa_band.h"
 #include "shader_types.h"
 
 // Buffer indices, the same for every attention kernel.
@@ -19,6 +20,10 @@
 #define SDPA_BUFFER_PACKED_K 10   // a device's own packing of K
 #define SDPA_BUFFER_PACKED_V 11   // a device's own packing of V
 #define SDPA_BUFFER_WORK 12       // SdpaWorkItem [grid.y]; only with SDPA_CONSTANT_WORK
+#define SDPA_BUFFER_ITEMS 13      // a device's own list of work
+#define SDPA_BUFFER_MASK 14       // mask_kind [B, Hq, L, S], any strides; only with a mask
+#define SDPA_BUFFER_SINKS 15      // sinks_kind [Hq]; only with SDPA_CONSTANT_SINKS
+#define SDPA_BUFFER_ALIBI 16      // f32 [B, Hq]; only with SDPA_CONSTANT_ALIBI
 
 // Function constants, all bool, false where not set.
 #define SDPA_CONSTANT_GENERAL 0    // sdpa, sdpa_f16, sdpa_bf16: take SdpaArgs, not SdpaParamsBlock
@@ -29,6 +34,20 @@
 #define SDPA_CONSTANT_PARTIAL 5    // write the states of spans, not the output
 #define SDPA_CONSTANT_SHARED 6  // sdpa_decode, sdpa_prefill: not all teams have rows of their own
 #define SDPA_CONSTANT_WORK 7    // Metal: what a threadgroup works on stands in a list
+#define SDPA_CONSTANT_WINDOW 8  // a row's keys may begin behind key 0, or rows be out of use
+#define SDPA_CONSTANT_SOFTCAP 9
+#define SDPA_CONSTANT_ALIBI 10
+#define SDPA_CONSTANT_MASK 11     // a boolean mask
+#define SDPA_CONSTANT_BIAS 12     // an additive mask
+#define SDPA_CONSTANT_SINKS 13    // a row's sum starts with its head's sink
+#define SDPA_CONSTANT_OUT_F32 14  // the output is f32 whatever q's dtype is
+
+// Element types of a mask or of sinks.
+#define SDPA_ELEMENT_NONE 0
+#define SDPA_ELEMENT_F32 1
+#define SDPA_ELEMENT_F16 2
+#define SDPA_ELEMENT_BF16 3
+#define SDPA_ELEMENT_BOOL 4  // a byte; anything but 0 is True
 
 /// Element strides of a [B, H, rows, D] tensor; the last dimension is contiguous.
 struct SdpaStrides {
@@ -37,10 +56,12 @@ struct SdpaStrides {
   sdpa_i64 row;
 };
 
-/// Length and position of one sequence of the batch.
-struct SdpaSequence {
-  sdpa_i64 q_start;  ///< position of the sequence's query 0; may be negative
-  sdpa_i64 kv_len;   ///< keys in use, 0 to S
+/// Element strides of a mask over [B, Hq, L, S]; 0 where it is broadcast.
+struct SdpaMaskStrides {
+  sdpa_i64 batch;
+  sdpa_i64 head;
+  sdpa_i64 row;
+  sdpa_i64 key;
 };
 
 /// What the threadgroups of one grid.x work on, where sequences have lengths of their own. The list
@@ -58,7 +79,8 @@ struct SdpaWorkItem {
 
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv].
 /// Element [b][h][i][d] of x stands at x_offset + b * batch + h * head + i * row + d elements
-/// from the start of its buffer binding. Query i stands at position q_start + i. A dispatch works
+/// from the start of its buffer binding. sdpa_band.h says which keys a row
+/// sees; scores are what ScoreTransform of metal_sdpa/sdpa.h says. A dispatch works
 /// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse and
 /// sequences are indexed by the whole problem's b, h and i. On Metal partials are those of the
 /// dispatch: [its sequences][its heads][its rows][spans of the sequence].
@@ -71,8 +93,15 @@ struct SdpaArgs {
   sdpa_i64 k_offset;
   sdpa_i64 v_offset;
   sdpa_i64 out_offset;
-  sdpa_i64 q_start;      ///< of every sequence, where SDPA_CONSTANT_SEQUENCES is false
-  sdpa_i64 kv_len;       ///< of every sequence, where SDPA_CONSTANT_SEQUENCES is false
+  SdpaSequence sequence;  ///< every one, where SDPA_CONSTANT_SEQUENCES and _WORK are false
+  SdpaWindow window;
+  SdpaMaskStrides mask_stride;
+  sdpa_i64 mask_offset;
+  sdpa_i64 alibi_offset;
+  sdpa_i64 alibi_batch;  ///< stride
+  sdpa_i64 alibi_head;   ///< stride
+  sdpa_i64 sinks_offset;
+  sdpa_i64 sinks_head;   ///< stride
   sdpa_u32 batch;        ///< B
   sdpa_u32 n_heads;      ///< Hq
   sdpa_u32 n_kv_heads;   ///< Hkv; query head h reads KV head h / (Hq / Hkv)
@@ -80,7 +109,7 @@ struct SdpaArgs {
   sdpa_u32 head_dim;     ///< D
   sdpa_u32 value_dim;    ///< Dv
   float scale;           ///< factor on q.k, natural units (a kernel that uses exp2 applies log2 e)
-  sdpa_u32 causal;       ///< 1: a query sees keys at or before its position; 0: all below kv_len
+  float softcap;         ///< c of c * tanh(x / c), natural units; 0: off
   sdpa_u32 span_len;     ///< keys of one span; spans start at key 0
   sdpa_u32 n_spans;      ///< spans that the partial buffers have room for, per row
   sdpa_u32 row_begin;    ///< first query row of this dispatch (long plans are cut at row tiles)
@@ -91,18 +120,22 @@ struct SdpaArgs {
   sdpa_u32 head_begin;   ///< first query head of this dispatch; a multiple of Hq / Hkv
   sdpa_u32 head_end;     ///< one past the last query head of this dispatch
   sdpa_u32 span_end;     ///< one past the last span of this dispatch
+  sdpa_u32 mask_kind;    ///< SDPA_ELEMENT_*: BOOL hides where it is 0, the others are added
+  sdpa_u32 sinks_kind;   ///< SDPA_ELEMENT_*
+  sdpa_u32 has_alibi;    ///< 1: slopes are bound
+  sdpa_u32 out_f32;      ///< 1: the output is f32, else of q's dtype
 };
 
 SDPA_SHARED_ASSERT(sizeof(SdpaStrides) == 24, "three 64-bit strides");
-SDPA_SHARED_ASSERT(sizeof(SdpaSequence) == 16, "two 64-bit fields");
-SDPA_SHARED_ASSERT(sizeof(SdpaWorkItem) == 40, "host and shader agree on 40 bytes");
-SDPA_SHARED_ASSERT(offsetof(SdpaWorkItem, batch_index) == 16, "32-bit fields come last");
-SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 216, "host and shader agree on 216 bytes");
+SDPA_SHARED_ASSERT(sizeof(SdpaWorkItem) == 56, "host and shader agree on 56 bytes");
+SDPA_SHARED_ASSERT(offsetof(SdpaWorkItem, batch_index) == 32, "32-bit fields come last");
+SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 360, "host and shader agree on 360 bytes");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_offset) == 96, "offsets follow the strides");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_start) == 128, "positions follow the offsets");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch) == 144, "32-bit fields come last");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, scale) == 168, "scale after the shape");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 200, "batch_begin, then the heads");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, span_end) == 212, "span_end last");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, sequence) == 128, "positions follow the offsets");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, mask_stride) == 192, "what comes with scores");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch) == 272, "32-bit fields come last");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, scale) == 296, "scale after the shape");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 328, "batch_begin, then the heads");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, out_f32) == 356, "out_f32 last");
 
 #endif  // METAL_SDPA_SDPA_ARGS_H

@@ -32,17 +32,14 @@ inline long packed_row(thread const SdpaArgs& args, long b, long h, long i) {
 
 /// Keys that query row i sees: the first so many of its sequence.
 inline long visible_keys(thread const SdpaArgs& args, SdpaSequence sequence, long i) {
-  if (args.causal == 0) return sequence.kv_len;
-  const long below = sequence.q_start + i + 1;
-  return metal::min(metal::max(below, 0l), long(sequence.kv_len));
+  return sdpa_band(sequence, args.window, i).end;
 }
 
 /// What the threadgroup at `group` works on where all sequences are alike: group.x is the sequence,
 /// group.y the head, and group.z counts spans on from the item's.
 inline SdpaWorkItem grid_item(thread const SdpaArgs& args, uint3 group) {
   SdpaWorkItem item;
-  item.sequence.q_start = args.q_start;
-  item.sequence.kv_len = args.kv_len;
+  item.sequence = args.sequence;
   item.batch_index = args.batch_begin + group.x;
   item.span = args.span_begin;
   item.span_len = args.span_len;

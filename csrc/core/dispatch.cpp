@@ -123,8 +123,8 @@ void record_node(Graph::State& graph, const KernelRegistry& registry, const Sdpa
                  const SdpaProblem& problem, const Plan& plan, const Device& device) {
   Backend& backend = *device.backend();
   SdpaProblem full = problem;
+  static_cast<Visibility&>(full) = {};
   full.kv_len = full.kv_capacity;
-  full.kv_lengths.clear();
   ScratchList scratch;
   reserve_scratch(backend, plan_valid(backend, full, device.options()), scratch);
   reserve_scratch(backend, plan, scratch);
@@ -137,6 +137,7 @@ void record_node(Graph::State& graph, const KernelRegistry& registry, const Sdpa
 }  // namespace
 
 Plan plan_valid(const Backend& backend, const SdpaProblem& problem, const DeviceOptions& options) {
+  require_features("plan_sdpa", backend.kind(), problem);
   if (problem.batch > 0 && problem.seq_len > 0) return backend.plan_sdpa(problem, options);
   Plan plan;
   plan.reason = "the output has no element";

@@ -57,6 +57,24 @@ void append_nodes(const std::vector<GraphNode>& nodes, Graph::State& capture) {
   capture.nodes.insert(capture.nodes.end(), nodes.begin(), nodes.end());
 }
 
+SdpaNode& sdpa_node(Graph::State& state, std::size_t index, const char* call) {
+  if (index >= state.nodes.size()) {
+    fail_argument(call, ": node: ", index, ", the graph has ", state.nodes.size());
+  }
+  SdpaNode* node = std::get_if<SdpaNode>(&state.nodes[index]);
+  if (node == nullptr) fail_argument(call, ": node: ", index, " is no sdpa node");
+  return *node;
+}
+
+/// Gives the node another problem of the same operands; where that fails it stays as it was.
+void plan_anew(Graph::State& state, SdpaNode& node, SdpaProblem problem) {
+  Backend& backend = *state.device.backend();
+  const Plan plan = plan_valid(backend, problem, state.device.options());
+  reserve_scratch(backend, plan, node.scratch);
+  node.records = resolve_plan(backend, node.registry, plan, node.operands, node.scratch);
+  node.problem = std::move(problem);
+}
+
 }  // namespace
 
 Graph::Graph(std::shared_ptr<State> state) : state_(std::move(state)) {}
@@ -100,23 +118,31 @@ void Graph::replay(CommandEncoder& encoder) const {
 void Graph::update(std::size_t index, std::int64_t kv_seq_len) {
   require_same_process(*state_, "update");
   const std::lock_guard<std::mutex> lock(state_->mutex);
-  if (index >= state_->nodes.size()) {
-    fail_argument("update: node: ", index, ", the graph has ", state_->nodes.size());
-  }
-  SdpaNode* node = std::get_if<SdpaNode>(&state_->nodes[index]);
-  if (node == nullptr) fail_argument("update: node: ", index, " is no sdpa node");
-  if (kv_seq_len < 1 || kv_seq_len > node->problem.kv_capacity) {
+  SdpaNode& node = sdpa_node(*state_, index, "update");
+  if (kv_seq_len < 1 || kv_seq_len > node.problem.kv_capacity) {
     fail_argument("update: kv_seq_len: ", kv_seq_len, ", takes 1 to the recorded kv_capacity ",
-                  node->problem.kv_capacity);
+                  node.problem.kv_capacity);
   }
-  SdpaProblem problem = node->problem;
+  SdpaProblem problem = node.problem;
   problem.kv_len = kv_seq_len;
   problem.kv_lengths.clear();
-  Backend& backend = *state_->device.backend();
-  const Plan plan = plan_valid(backend, problem, state_->device.options());
-  reserve_scratch(backend, plan, node->scratch);
-  node->records = resolve_plan(backend, node->registry, plan, node->operands, node->scratch);
-  node->problem = std::move(problem);
+  plan_anew(*state_, node, std::move(problem));
+}
+
+Visibility Graph::visibility(std::size_t index) const {
+  require_same_process(*state_, "visibility");
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  return sdpa_node(*state_, index, "visibility").problem;
+}
+
+void Graph::update(std::size_t index, const Visibility& visibility) {
+  require_same_process(*state_, "update");
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  SdpaNode& node = sdpa_node(*state_, index, "update");
+  SdpaProblem problem = node.problem;
+  static_cast<Visibility&>(problem) = visibility;
+  validate_problem(problem, state_->device.backend()->limits(), "update");
+  plan_anew(*state_, node, std::move(problem));
 }
 
 }  // namespace metal_sdpa

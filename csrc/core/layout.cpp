@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <vector>
 
 namespace metal_sdpa {
@@ -43,17 +42,27 @@ std::vector<std::int64_t> sorted_rows(TensorView view, std::int64_t base) {
   return starts;
 }
 
+/// |stride|, also of the smallest integer, whose magnitude no signed one holds.
+std::uint64_t magnitude(std::int64_t stride) {
+  const auto bits = static_cast<std::uint64_t>(stride);
+  return stride < 0 ? 0 - bits : bits;
+}
+
 /// Every stride steps over all that the smaller strides span: sufficient, not necessary.
 bool nested_without_overlap(const TensorView& view) {
   std::array<Axis, 3> axes = row_axes(view);
-  std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) {
-    return std::llabs(a.stride) < std::llabs(b.stride);
-  });
-  std::int64_t span = view.width;
+  std::sort(axes.begin(), axes.end(),
+            [](const Axis& a, const Axis& b) { return magnitude(a.stride) < magnitude(b.stride); });
+  auto span = static_cast<std::uint64_t>(view.width);
   for (const Axis& axis : axes) {
     if (axis.count == 1) continue;
-    if (std::llabs(axis.stride) < span) return false;
-    span += (axis.count - 1) * std::llabs(axis.stride);
+    const std::uint64_t stride = magnitude(axis.stride);
+    if (stride < span) return false;
+    std::uint64_t further = 0;
+    if (__builtin_mul_overflow(static_cast<std::uint64_t>(axis.count - 1), stride, &further) ||
+        __builtin_add_overflow(span, further, &span)) {
+      return false;
+    }
   }
   return true;
 }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/layout.h"
+#include "core/operands.h"
 
 namespace metal_sdpa {
 namespace {
@@ -26,23 +26,60 @@ std::vector<std::byte> bytes_of(const std::vector<T>& items) {
 
 std::vector<SdpaSequence> sequences_of(const SdpaProblem& problem) {
   std::vector<SdpaSequence> sequences;
-  for (std::int64_t b = 0; b < problem.batch; ++b) {
-    sequences.push_back({problem.sequence_q_start(b), problem.sequence_kv_len(b)});
-  }
+  for (std::int64_t b = 0; b < problem.batch; ++b) sequences.push_back(sequence_of(problem, b));
   return sequences;
 }
 
-/// Bytes that a view touches, as a range of its operand. The problem has been validated.
-PlanRange range_of(const SdpaProblem& problem, PlanOperand operand, std::int64_t heads,
-                   std::int64_t rows, std::int64_t width, const TensorLayout& layout) {
-  const std::int64_t size = static_cast<std::int64_t>(dtype_size(problem.dtype));
-  const TensorView view{problem.batch, heads, rows, width, layout, size};
-  std::int64_t first = 0;
-  std::int64_t last = 0;
-  if (rows == 0) return {operand, 0, 0};  // k and v of no keys
-  if (!element_extent(view, first, last)) return {operand, 0, 0};
-  return {operand, static_cast<std::uint64_t>(first * size),
-          static_cast<std::uint64_t>((last - first + 1) * size)};
+sdpa_u32 element_kind(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return SDPA_ELEMENT_F32;
+    case DType::f16:
+      return SDPA_ELEMENT_F16;
+    case DType::bf16:
+      return SDPA_ELEMENT_BF16;
+    default:
+      return SDPA_ELEMENT_BOOL;
+  }
+}
+
+void set_score_args(const SdpaProblem& problem, SdpaArgs& args) {
+  args.scale = problem.scale;
+  args.softcap = problem.softcap;
+  if (problem.mask.has_value()) {
+    const MaskLayout& mask = *problem.mask;
+    args.mask_kind = element_kind(mask.dtype);
+    args.mask_offset = mask.offset;
+    args.mask_stride = {mask.batch_stride, mask.head_stride, mask.row_stride, mask.key_stride};
+  }
+  if (problem.alibi_slopes.has_value()) {
+    args.has_alibi = 1;
+    args.alibi_offset = problem.alibi_slopes->offset;
+    args.alibi_batch = problem.alibi_slopes->batch_stride;
+    args.alibi_head = problem.alibi_slopes->head_stride;
+  }
+  if (problem.sinks.has_value()) {
+    args.sinks_kind = element_kind(problem.sinks->dtype);
+    args.sinks_offset = problem.sinks->offset;
+    args.sinks_head = problem.sinks->head_stride;
+  }
+}
+
+void bind_operand(const SdpaProblem& problem, PlanOperand operand, PlanStep& step) {
+  const OperandInfo& info = operand_info(operand);
+  step.bindings.push_back({info.buffer_index, operand});
+  if (info.is_output) {
+    step.writes.push_back(operand_range(problem, info));
+  } else {
+    step.reads.push_back(operand_range(problem, info));
+  }
+}
+
+void bind_optional(const SdpaProblem& problem, PlanOperand operand, std::uint32_t constant,
+                   PlanStep& step) {
+  if (!operand_info(operand).is_used(problem)) return;
+  bind_operand(problem, operand, step);
+  step.constants.push_back({constant, true});
 }
 
 }  // namespace
@@ -53,34 +90,8 @@ const char* DTypeNames::of(DType dtype) const {
   return f32;
 }
 
-std::int64_t longest_kv_len(const SdpaProblem& problem) {
-  if (problem.kv_lengths.empty()) return problem.kv_len;
-  return *std::max_element(problem.kv_lengths.begin(), problem.kv_lengths.end());
-}
-
-double visible_pairs(const SdpaProblem& problem, std::int64_t b) {
-  const double kv_len = static_cast<double>(problem.sequence_kv_len(b));
-  const double rows = static_cast<double>(problem.seq_len);
-  if (!problem.causal) return rows * kv_len;
-  const double first = static_cast<double>(problem.sequence_q_start(b)) + 1;  // keys of query 0
-  const double empty = std::clamp(-first, 0.0, rows);
-  const double full = std::clamp(first + rows - kv_len, 0.0, rows - empty);
-  const double partial = rows - empty - full;
-  return full * kv_len + partial * (first + empty) + partial * (partial - 1) / 2;
-}
-
 std::int64_t visible_keys(const SdpaProblem& problem, std::int64_t b) {
-  const std::int64_t keys = problem.sequence_kv_len(b);
-  if (!problem.causal) return keys;
-  return std::clamp<std::int64_t>(problem.sequence_q_start(b) + problem.seq_len, 0, keys);
-}
-
-double visible_pairs(const SdpaProblem& problem) {
-  double pairs = 0;
-  if (!problem.per_sequence())
-    return visible_pairs(problem, 0) * static_cast<double>(problem.batch);
-  for (std::int64_t b = 0; b < problem.batch; ++b) pairs += visible_pairs(problem, b);
-  return pairs;
+  return visible_band(problem, b).end;
 }
 
 SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
@@ -93,16 +104,16 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
   args.k_offset = problem.k.offset;
   args.v_offset = problem.v.offset;
   args.out_offset = problem.out.offset;
-  args.q_start = problem.sequence_q_start(0);
-  args.kv_len = problem.sequence_kv_len(0);
+  args.sequence = sequence_of(problem, 0);
+  args.window = window_of(problem);
   args.batch = static_cast<sdpa_u32>(problem.batch);
   args.n_heads = static_cast<sdpa_u32>(problem.n_heads);
   args.n_kv_heads = static_cast<sdpa_u32>(problem.n_kv_heads);
   args.seq_len = static_cast<sdpa_u32>(problem.seq_len);
   args.head_dim = static_cast<sdpa_u32>(problem.head_dim);
   args.value_dim = static_cast<sdpa_u32>(problem.value_dim);
-  args.scale = problem.scale;
-  args.causal = problem.causal ? 1 : 0;
+  set_score_args(problem, args);
+  args.out_f32 = problem.out_f32 ? 1 : 0;
   args.span_len = span_len;
   args.n_spans = static_cast<sdpa_u32>((longest_kv_len(problem) + span_len - 1) / span_len);
   args.row_end = args.seq_len;
@@ -122,26 +133,24 @@ void bind_sdpa_args(const SdpaProblem& problem, const SdpaArgs& args, PlanStep& 
 }
 
 void bind_sdpa_outputs(const SdpaProblem& problem, PlanStep& step) {
-  step.bindings.push_back({SDPA_BUFFER_OUT, PlanOperand::out});
-  step.writes.push_back(range_of(problem, PlanOperand::out, problem.n_heads, problem.seq_len,
-                                 problem.value_dim, problem.out));
-  if (!problem.return_lse) return;
-  step.bindings.push_back({SDPA_BUFFER_LSE, PlanOperand::lse});
-  step.constants.push_back({SDPA_CONSTANT_LSE, true});
-  const auto rows = static_cast<std::uint64_t>(problem.batch * problem.n_heads * problem.seq_len);
-  step.writes.push_back({PlanOperand::lse, 0, rows * sizeof(float)});
+  bind_operand(problem, PlanOperand::out, step);
+  bind_optional(problem, PlanOperand::lse, SDPA_CONSTANT_LSE, step);
+  bind_optional(problem, PlanOperand::sinks, SDPA_CONSTANT_SINKS, step);
+  if (problem.out_f32 && problem.dtype != DType::f32) {
+    step.constants.push_back({SDPA_CONSTANT_OUT_F32, true});
+  }
 }
 
 void bind_sdpa_inputs(const SdpaProblem& problem, PlanStep& step) {
-  step.bindings.push_back({SDPA_BUFFER_Q, PlanOperand::q});
-  step.bindings.push_back({SDPA_BUFFER_K, PlanOperand::k});
-  step.bindings.push_back({SDPA_BUFFER_V, PlanOperand::v});
-  step.reads.push_back(range_of(problem, PlanOperand::q, problem.n_heads, problem.seq_len,
-                                problem.head_dim, problem.q));
-  step.reads.push_back(range_of(problem, PlanOperand::k, problem.n_kv_heads, problem.kv_capacity,
-                                problem.head_dim, problem.k));
-  step.reads.push_back(range_of(problem, PlanOperand::v, problem.n_kv_heads, problem.kv_capacity,
-                                problem.value_dim, problem.v));
+  for (const PlanOperand operand : {PlanOperand::q, PlanOperand::k, PlanOperand::v}) {
+    bind_operand(problem, operand, step);
+  }
+  const bool is_boolean = problem.mask.has_value() && problem.mask->dtype == DType::u8;
+  bind_optional(problem, PlanOperand::mask, is_boolean ? SDPA_CONSTANT_MASK : SDPA_CONSTANT_BIAS,
+                step);
+  bind_optional(problem, PlanOperand::alibi_slopes, SDPA_CONSTANT_ALIBI, step);
+  if (problem.softcap != 0) step.constants.push_back({SDPA_CONSTANT_SOFTCAP, true});
+  if (has_band_begin(problem)) step.constants.push_back({SDPA_CONSTANT_WINDOW, true});
 }
 
 void bind_sdpa_operands(const SdpaProblem& problem, PlanStep& step) {

@@ -35,14 +35,15 @@ void SdpaProblem::set_packed_layouts() {
   out = packed_layout(n_heads, seq_len, value_dim);
 }
 
-std::int64_t SdpaProblem::sequence_kv_len(std::int64_t b) const {
-  return kv_lengths.empty() ? kv_len : kv_lengths[static_cast<std::size_t>(b)];
+std::int64_t SdpaProblem::sequence_query_len(std::int64_t b) const {
+  if (!query_lengths.empty()) return query_lengths[static_cast<std::size_t>(b)];
+  return query_len.value_or(seq_len);
 }
 
 std::int64_t SdpaProblem::sequence_q_start(std::int64_t b) const {
   if (!q_starts.empty()) return q_starts[static_cast<std::size_t>(b)];
   if (q_start.has_value()) return *q_start;
-  return sequence_kv_len(b) - seq_len;
+  return sequence_kv_len(b) - sequence_query_len(b);
 }
 
 void SdpaParams::validate() const {

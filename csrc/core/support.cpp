@@ -2,6 +2,7 @@
 #include "metal_sdpa/support.h"
 
 #include "core/text.h"
+#include "core/validation.h"
 
 namespace metal_sdpa {
 namespace {
@@ -26,6 +27,11 @@ const std::vector<SupportedFeature>& supported_features() {
       {"window", kNotBuilt, kNotBuilt},
       {"softcap", kNotBuilt, kNotBuilt},
       {"sinks", kNotBuilt, kNotBuilt},
+      {"alibi_slopes", kNotBuilt, kNotBuilt},
+      {"kv_starts", kNotBuilt, kNotBuilt},
+      {"query_lengths", kNotBuilt, kNotBuilt},
+      {"key_offset", kNotBuilt, kNotBuilt},
+      {"out_f32", kNotBuilt, kNotBuilt},
   };
   return *features;
 }
@@ -42,6 +48,21 @@ void require_feature(const char* call, DeviceKind kind, std::string_view feature
   if (reason.empty()) return;
   fail(ErrorCode::unsupported, call, ": ", feature, ": ", reason, " on the ",
        device_kind_name(kind), " device");
+}
+
+void require_features(const char* call, DeviceKind kind, const SdpaProblem& p) {
+  const auto require = [&](bool is_asked_for, std::string_view feature) {
+    if (is_asked_for) require_feature(call, kind, feature);
+  };
+  require(p.mask.has_value(), "mask");
+  require(p.window_left >= 0 || p.window_right >= 0, "window");
+  require(p.softcap != 0, "softcap");
+  require(p.sinks.has_value(), "sinks");
+  require(p.alibi_slopes.has_value(), "alibi_slopes");
+  require(p.kv_start != 0 || !p.kv_starts.empty(), "kv_starts");
+  require(p.query_len.has_value() || !p.query_lengths.empty(), "query_lengths");
+  require(p.key_offset != 0 || p.key_stride != 1, "key_offset");
+  require(p.out_f32 && p.dtype != DType::f32, "out_f32");
 }
 
 }  // namespace metal_sdpa

@@ -1,10 +1,12 @@
 // Every check on a problem and its memory, once, at the boundary.
 #include "core/validation.h"
 
-#include <array>
+#include <algorithm>
 #include <cmath>
 
+#include "core/half.h"
 #include "core/layout.h"
+#include "core/operands.h"
 #include "core/text.h"
 
 namespace metal_sdpa {
@@ -12,6 +14,8 @@ namespace {
 
 // Positions up to here leave room for q_start + L in 64 bits.
 constexpr std::int64_t kMaxPosition = std::int64_t{1} << 62;
+// Offsets and strides of keys up to here leave room for their sums with positions.
+constexpr std::int64_t kMaxKeyPosition = std::int64_t{1} << 60;
 
 class Checker {
  public:
@@ -47,57 +51,96 @@ void check_shape(const SdpaProblem& p, const DeviceLimits& limits, const Checker
   }
 }
 
-void check_lengths(const SdpaProblem& p, const Checker& check) {
-  const auto one = [&](std::int64_t kv_len) {
-    if (kv_len < 0 || kv_len > p.kv_capacity) {
-      check.fail("kv_lengths: ", kv_len, ", takes 0 to the ", p.kv_capacity, " rows of k");
-    }
-  };
-  if (p.kv_lengths.empty()) {
-    one(p.kv_len);
-    return;
-  }
-  if (static_cast<std::int64_t>(p.kv_lengths.size()) != p.batch) {
-    check.fail("kv_lengths: ", p.kv_lengths.size(), " entries, but the batch has ", p.batch);
-  }
-  for (const std::int64_t kv_len : p.kv_lengths) one(kv_len);
-}
-
-void check_starts(const SdpaProblem& p, const Checker& check) {
-  const auto one = [&](std::int64_t start) {
-    if (start < -kMaxPosition || start > kMaxPosition) {
-      check.fail("q_start: ", start, ", takes -2^62 to 2^62");
-    }
-  };
-  if (p.q_start.has_value()) one(*p.q_start);
-  if (p.q_starts.empty()) return;
-  if (static_cast<std::int64_t>(p.q_starts.size()) != p.batch) {
-    check.fail("q_start: ", p.q_starts.size(), " entries, but the batch has ", p.batch);
-  }
-  for (const std::int64_t start : p.q_starts) one(start);
-}
-
 bool is_attention_dtype(DType dtype) {
   return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
+
+/// Calls check_one with one number for all sequences, or with each of the batch's.
+template <typename CheckOne>
+void for_sequences(const char* name, std::int64_t one, const std::vector<std::int64_t>& each,
+                   const SdpaProblem& p, const Checker& check, const CheckOne& check_one) {
+  if (each.empty()) {
+    check_one(one);
+    return;
+  }
+  if (static_cast<std::int64_t>(each.size()) != p.batch) {
+    check.fail(name, ": ", each.size(), " entries, but the batch has ", p.batch);
+  }
+  for (const std::int64_t value : each) check_one(value);
+}
+
+void check_rows(const char* name, std::int64_t one, const std::vector<std::int64_t>& each,
+                std::int64_t rows, const char* tensor, const SdpaProblem& p, const Checker& check) {
+  for_sequences(name, one, each, p, check, [&](std::int64_t value) {
+    if (value >= 0 && value <= rows) return;
+    check.fail(name, ": ", value, ", takes 0 to the ", rows, " rows of ", tensor);
+  });
+}
+
+void check_lengths(const SdpaProblem& p, const Checker& check) {
+  check_rows("kv_lengths", p.kv_len, p.kv_lengths, p.kv_capacity, "k", p, check);
+  check_rows("kv_starts", p.kv_start, p.kv_starts, p.kv_capacity, "k", p, check);
+  check_rows("query_lengths", p.query_len.value_or(0), p.query_lengths, p.seq_len, "q", p, check);
+  for_sequences("q_start", p.q_start.value_or(0), p.q_starts, p, check, [&](std::int64_t value) {
+    if (value >= -kMaxPosition && value <= kMaxPosition) return;
+    check.fail("q_start: ", value, ", takes -2^62 to 2^62");
+  });
+}
+
+void check_window(const SdpaProblem& p, const Checker& check) {
+  const auto side = [&](const char* name, std::int64_t value) {
+    if (value < Visibility::kUnlimited) {
+      check.fail("window: ", name, " ", value, ", takes 0 or more, or -1 for unlimited");
+    }
+  };
+  side("left", p.window_left);
+  side("right", p.window_right);
+  if (p.key_offset == 0 && p.key_stride == 1) return;
+  if (p.key_offset < -kMaxKeyPosition || p.key_offset > kMaxKeyPosition) {
+    check.fail("key_offset: ", p.key_offset, ", takes -2^60 to 2^60");
+  }
+  if (p.key_stride < 1 ||
+      p.key_stride > kMaxKeyPosition / std::max<std::int64_t>(p.kv_capacity, 1)) {
+    check.fail("key_stride: ", p.key_stride, ", takes 1 to 2^60 / ", p.kv_capacity, " keys");
+  }
+  if (!p.q_start.has_value() && p.q_starts.empty()) {
+    check.fail("q_start: is not given, and has to be with key_offset or key_stride");
+  }
+}
+
+void check_scores(const SdpaProblem& p, const Checker& check) {
+  if (!std::isfinite(p.scale)) check.fail("scale: ", p.scale, ", takes a finite number");
+  if (!(p.softcap >= 0 && std::isfinite(p.softcap))) {
+    check.fail("softcap: ", p.softcap, ", takes a finite number above 0, or 0 for none");
+  }
+  if (p.mask.has_value() && p.mask->dtype != DType::u8 && !is_attention_dtype(p.mask->dtype)) {
+    fail(ErrorCode::unsupported_dtype, check.call(), ": mask: dtype ", dtype_name(p.mask->dtype),
+         ", takes u8 (boolean), f32, f16 or bf16");
+  }
+  if (p.alibi_slopes.has_value() && p.alibi_slopes->dtype != DType::f32) {
+    fail(ErrorCode::unsupported_dtype, check.call(), ": alibi_slopes: dtype ",
+         dtype_name(p.alibi_slopes->dtype), ", takes f32");
+  }
+  if (!p.sinks.has_value()) return;
+  if (p.sinks->dtype != DType::f32 && p.sinks->dtype != p.dtype) {
+    fail(ErrorCode::unsupported_dtype, check.call(), ": sinks: dtype ", dtype_name(p.sinks->dtype),
+         ", takes f32 or q's dtype");
+  }
+  if (p.sinks->batch_stride != 0) {
+    check.fail("sinks: batch_stride: ", p.sinks->batch_stride, ", takes 0");
+  }
 }
 
 struct NamedOperand {
   const char* name;
   const Buffer* buffer;
   TensorView view;
+  bool is_output = false;
   std::uint64_t begin = 0;  ///< addresses of the bytes that the view spans, by check_extent
   std::uint64_t end = 0;
 };
 
-TensorView view_of(const SdpaProblem& p, std::int64_t heads, std::int64_t rows, std::int64_t width,
-                   const TensorLayout& layout) {
-  return {p.batch, heads, rows, width, layout, static_cast<std::int64_t>(dtype_size(p.dtype))};
-}
-
-TensorView lse_view(const SdpaProblem& p) {
-  TensorLayout packed{0, p.n_heads * p.seq_len, p.seq_len, 1};
-  return {p.batch, p.n_heads, p.seq_len, 1, packed, 4};
-}
+using NamedOperands = InlineVector<NamedOperand, kOperands>;
 
 void check_buffer(const NamedOperand& operand, DType wanted, const char* wanted_of,
                   const Backend& backend, const Checker& check) {
@@ -141,16 +184,50 @@ bool operands_overlap(const NamedOperand& a, const NamedOperand& b) {
   return views_overlap(a.view, a.buffer->address(), b.view, b.buffer->address());
 }
 
-void check_output(const NamedOperand& output, const std::array<NamedOperand, 3>& inputs,
-                  const Checker& check) {
+void check_output(const NamedOperand& output, const NamedOperands& operands, const Checker& check) {
   if (output.buffer->read_only()) check.fail(output.name, ": the buffer is read-only");
   if (overlaps_itself(output.view)) {
     check.fail(output.name, ": its strides make elements overlap each other");
   }
-  for (const NamedOperand& input : inputs) {
-    if (operands_overlap(output, input)) {
-      check.fail(output.name, ": overlaps ", input.name);
+  for (const NamedOperand& other : operands) {
+    if (other.is_output && &other >= &output) continue;  // a later one looks at this one
+    if (operands_overlap(output, other)) check.fail(output.name, ": overlaps ", other.name);
+  }
+}
+
+float element(const Buffer& buffer, std::int64_t index) {
+  if (buffer.dtype() == DType::f32) return static_cast<const float*>(buffer.data())[index];
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(buffer.data())[index];
+  return buffer.dtype() == DType::f16 ? float_from_f16(bits) : float_from_bf16(bits);
+}
+
+/// Numbers a head are few: each is looked at.
+void check_numbers(const char* name, const Buffer& buffer, const HeadLayout& layout,
+                   const SdpaProblem& p, bool (*is_fine)(float), const char* taken,
+                   const Checker& check) {
+  if (buffer.data() == nullptr) return;  // not the host's to read
+  const std::int64_t batches =
+      layout.batch_stride == 0 ? std::min<std::int64_t>(p.batch, 1) : p.batch;
+  for (std::int64_t b = 0; b < batches; ++b) {
+    for (std::int64_t h = 0; h < p.n_heads; ++h) {
+      const float value =
+          element(buffer, layout.offset + b * layout.batch_stride + h * layout.head_stride);
+      if (!is_fine(value)) check.fail(name, ": ", value, " of head ", h, ", takes ", taken);
     }
+  }
+}
+
+void check_head_numbers(const SdpaProblem& p, const SdpaOperands& operands, const Checker& check) {
+  if (p.sinks.has_value()) {
+    check_numbers(
+        "sinks", operands.sinks, *p.sinks, p,
+        [](float sink) { return std::isfinite(sink) || sink < 0; }, "finite numbers and -inf",
+        check);
+  }
+  if (p.alibi_slopes.has_value()) {
+    check_numbers(
+        "alibi_slopes", operands.alibi_slopes, *p.alibi_slopes, p,
+        [](float slope) { return std::isfinite(slope); }, "finite numbers", check);
   }
 }
 
@@ -164,33 +241,28 @@ void validate_problem(const SdpaProblem& problem, const DeviceLimits& limits, co
   }
   check_shape(problem, limits, check);
   check_lengths(problem, check);
-  check_starts(problem, check);
-  if (!std::isfinite(problem.scale)) {
-    check.fail("scale: ", problem.scale, ", takes a finite number");
-  }
+  check_window(problem, check);
+  check_scores(problem, check);
 }
 
 void validate_operands(const SdpaProblem& p, const SdpaOperands& operands, const Backend& backend,
                        const char* call) {
   const Checker check(call);
-  std::array<NamedOperand, 3> inputs{
-      NamedOperand{"q", &operands.q, view_of(p, p.n_heads, p.seq_len, p.head_dim, p.q)},
-      NamedOperand{"k", &operands.k, view_of(p, p.n_kv_heads, p.kv_capacity, p.head_dim, p.k)},
-      NamedOperand{"v", &operands.v, view_of(p, p.n_kv_heads, p.kv_capacity, p.value_dim, p.v)}};
-  NamedOperand out{"output", &operands.out, view_of(p, p.n_heads, p.seq_len, p.value_dim, p.out)};
-  for (NamedOperand& input : inputs) {
-    check_buffer(input, p.dtype, "q has ", backend, check);
-    check_extent(input, check);
+  NamedOperands used;
+  for (const OperandInfo& info : operand_table()) {
+    if (!info.is_used(p)) continue;
+    NamedOperand& operand = used.emplace_back();
+    operand.name = info.name;
+    operand.buffer = &(operands.*info.buffer);
+    operand.view = info.view(p);
+    operand.is_output = info.is_output;
+    check_buffer(operand, info.dtype(p), info.dtype_reason, backend, check);
+    check_extent(operand, check);
   }
-  check_buffer(out, p.dtype, "q has ", backend, check);
-  check_extent(out, check);
-  check_output(out, inputs, check);
-  if (!p.return_lse) return;
-  NamedOperand lse{"lse", &operands.lse, lse_view(p)};
-  check_buffer(lse, DType::f32, "it takes ", backend, check);
-  check_extent(lse, check);
-  check_output(lse, inputs, check);
-  if (operands_overlap(lse, out)) check.fail("lse: overlaps output");
+  for (const NamedOperand& operand : used) {
+    if (operand.is_output) check_output(operand, used, check);
+  }
+  check_head_numbers(p, operands, check);
 }
 
 }  // namespace metal_sdpa

@@ -16,4 +16,7 @@ SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::
 METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
                                       const Backend& backend, const char* call);
 
+/// Unsupported, naming the feature, where the problem asks for one that such devices do not have.
+void require_features(const char* call, DeviceKind kind, const SdpaProblem& problem);
+
 }  // namespace metal_sdpa

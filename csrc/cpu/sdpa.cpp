@@ -113,18 +113,12 @@ bool all_finite(const float* values, int n) {
   return std::all_of(values, values + n, [](float value) { return std::isfinite(value); });
 }
 
-/// Keys that query row i sees: the first `count` of them.
-sdpa_i64 visible_keys(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
-  if (args.causal == 0) return sequence.kv_len;
-  return std::clamp<sdpa_i64>(sequence.q_start + i + 1, 0, sequence.kv_len);
-}
-
 /// Rows and tensors of one (batch, head).
 template <typename T>
 class HeadRows {
  public:
   HeadRows(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 b, sdpa_i64 h)
-      : args_(args), sequence_{args.q_start, args.kv_len} {
+      : args_(args), sequence_(args.sequence) {
     if (launch.bound(SDPA_BUFFER_SEQUENCES)) {
       sequence_ = launch.buffer<const SdpaSequence>(SDPA_BUFFER_SEQUENCES)[b];
     }
@@ -148,7 +142,7 @@ class HeadRows {
       q[d] = load(q_ + i * args_.q_stride.row + d);
     }
     total.reset(value_dim);
-    const sdpa_i64 n_keys = visible_keys(args_, sequence_, i);
+    const sdpa_i64 n_keys = sdpa_band(sequence_, args_.window, i).end;
     for (sdpa_i64 begin = 0; begin < n_keys; begin += args_.span_len) {
       if (stop.stop_requested()) return false;
       attend_span(q, kv_, begin, std::min<sdpa_i64>(begin + args_.span_len, n_keys), args_, span);

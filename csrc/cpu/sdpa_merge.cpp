@@ -18,8 +18,7 @@ constexpr float kLn2 = 0.693147180559945309f;
 
 /// Spans of row i that hold a state.
 sdpa_i64 row_spans(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
-  sdpa_i64 keys = sequence.kv_len;
-  if (args.causal != 0) keys = std::clamp<sdpa_i64>(sequence.q_start + i + 1, 0, keys);
+  const sdpa_i64 keys = sdpa_band(sequence, args.window, i).end;
   return (keys + args.span_len - 1) / args.span_len;
 }
 
@@ -63,7 +62,7 @@ void sdpa_merge_kernel(const NativeLaunch& launch, WorkRange work, StopToken& st
     const sdpa_i64 b = args.batch_begin + static_cast<sdpa_i64>(group % grid.x);
     const sdpa_i64 h = args.head_begin + static_cast<sdpa_i64>(group / grid.x % grid.y);
     const sdpa_i64 tile = static_cast<sdpa_i64>(group / grid.x / grid.y);
-    SdpaSequence sequence{args.q_start, args.kv_len};
+    SdpaSequence sequence = args.sequence;
     if (launch.bound(SDPA_BUFFER_SEQUENCES)) {
       sequence = launch.buffer<const SdpaSequence>(SDPA_BUFFER_SEQUENCES)[b];
     }

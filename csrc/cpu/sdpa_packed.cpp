@@ -23,15 +23,15 @@ SdpaArgs args_from_params(const SdpaParamsBlock& params) {
   args.k_stride = packed(params.n_kv_heads, params.kv_capacity);
   args.v_stride = args.k_stride;
   args.out_stride = args.q_stride;
-  args.q_start = static_cast<sdpa_i64>(params.kv_seq_len) - params.seq_len;
-  args.kv_len = params.kv_seq_len;
+  args.sequence = {static_cast<sdpa_i64>(params.kv_seq_len) - params.seq_len, params.kv_seq_len, 0,
+                   params.seq_len};
   args.n_heads = params.n_heads;
   args.n_kv_heads = params.n_kv_heads;
   args.seq_len = params.seq_len;
   args.head_dim = params.head_dim;
   args.value_dim = params.head_dim;
   args.scale = params.scale;
-  args.causal = params.do_causal;
+  args.window = {-1, params.do_causal != 0 ? 0 : -1, 0, 1};
   args.span_len = kStraightSpan;
   args.row_end = params.seq_len;
   return args;

@@ -170,7 +170,7 @@ class BoxPlan {
   std::vector<SdpaWorkItem> sequence_items() const {
     std::vector<SdpaWorkItem> items;
     for (std::int64_t b = box_.batch_begin; b < box_.batch_end; ++b) {
-      const SdpaSequence sequence{problem_.sequence_q_start(b), problem_.sequence_kv_len(b)};
+      const SdpaSequence sequence = sequence_of(problem_, b);
       const KeySpans spans = spans_of(kernel_.spans, sequence.kv_len);
       if ((spans.count > 1) != is_merged_) continue;
       const auto n_spans = static_cast<sdpa_u32>(spans.count);

@@ -1,7 +1,9 @@
-// Visible pairs in closed form, and halving what is too much.
+// What a box costs, and halving what is too much.
 #include "metal/work_estimate.h"
 
 #include <algorithm>
+
+#include "core/band.h"
 
 namespace metal_sdpa {
 namespace {
@@ -38,25 +40,6 @@ bool halve(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkUnit&
   return true;
 }
 
-/// (query, key) pairs of rows row_begin..row_end of sequence b, of one head, with the first n_keys
-/// keys.
-double row_pairs(const SdpaProblem& problem, std::int64_t b, std::int64_t row_begin,
-                 std::int64_t row_end, std::int64_t n_keys) {
-  const std::int64_t keys = std::min(problem.sequence_kv_len(b), n_keys);
-  const double rows = static_cast<double>(row_end - row_begin);
-  if (!problem.causal) return rows * static_cast<double>(keys);
-  // Row i sees keys 0..q_start + i: none before row -q_start, all of them from row
-  // keys - 1 - q_start on, and one more a row between the two.
-  const std::int64_t q_start = problem.sequence_q_start(b);
-  const std::int64_t first_seeing = std::clamp(-q_start, row_begin, row_end);
-  const std::int64_t first_full = std::clamp(keys - 1 - q_start, first_seeing, row_end);
-  const double ramp = static_cast<double>(first_full - first_seeing);
-  const double ramp_first = static_cast<double>(q_start + first_seeing + 1);
-  const double full = static_cast<double>(row_end - first_full);
-  const double ramp_pairs = ramp > 0 ? ramp * (2 * ramp_first + ramp - 1) / 2 : 0;
-  return ramp_pairs + full * static_cast<double>(keys);
-}
-
 /// Keys of the longest span that the box has.
 std::int64_t longest_span(const SdpaProblem& problem, const SdpaSpanRule& rule,
                           const WorkBox& box) {
@@ -85,10 +68,8 @@ WorkBox whole_work(const SdpaProblem& problem) {
 double work_flops(const SdpaProblem& problem, const WorkBox& box) {
   double pairs = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    pairs += row_pairs(problem, b, box.row_begin, box.row_end, box.key_end);
-    if (box.key_begin > 0) {
-      pairs -= row_pairs(problem, b, box.row_begin, box.row_end, box.key_begin);
-    }
+    pairs += band_pairs(sequence_of(problem, b), window_of(problem), box.row_begin, box.row_end,
+                        {box.key_begin, box.key_end});
     if (problem.per_sequence()) continue;
     pairs *= static_cast<double>(box.sequences());
     break;

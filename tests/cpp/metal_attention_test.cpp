@@ -47,9 +47,8 @@ int wrong_merges(std::uint32_t n_spans, std::uint32_t width, float middle) {
   args.out_stride.row = width;
   args.span_len = kSpanLen;
   args.n_spans = n_spans;
-  args.causal = 1;
-  args.kv_len = kv_len;
-  args.q_start = kv_len - 23;
+  args.window = {-1, 0, 0, 1};
+  args.sequence = {kv_len - 23, kv_len, 0, 1 << 20};
   std::mt19937 rng(23);
   const Buffer partial_o = device.empty({kRows, n_spans, width}, DType::f32);
   const Buffer partial_ms = device.empty({kRows, n_spans, 2}, DType::f32);

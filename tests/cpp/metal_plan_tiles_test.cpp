@@ -52,7 +52,7 @@ std::vector<SdpaWorkItem> items_of(const PlanStep& step) {
     return items;
   }
   for (sdpa_u32 x = 0; x < items.size(); ++x) {
-    items[x] = {{args.q_start, args.kv_len},
+    items[x] = {args.sequence,
                 args.batch_begin + x,
                 args.span_begin,
                 args.span_len,

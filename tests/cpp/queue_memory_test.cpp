@@ -14,10 +14,15 @@ namespace {
 /// Allocations that still succeed, on any thread, before one fails; negative: none does.
 std::atomic<long> g_left{-1};
 
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  if (g_left.load() >= 0 && g_left.fetch_sub(1) == 0) throw std::bad_alloc();
+void* try_to_allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  if (g_left.load() >= 0 && g_left.fetch_sub(1) == 0) return nullptr;
   void* memory = nullptr;
-  if (posix_memalign(&memory, alignment, bytes == 0 ? 1 : bytes) != 0) throw std::bad_alloc();
+  return posix_memalign(&memory, alignment, bytes == 0 ? 1 : bytes) == 0 ? memory : nullptr;
+}
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  void* memory = try_to_allocate(bytes, alignment);
+  if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 
@@ -26,6 +31,10 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+// std::stable_sort asks with this one; a sanitizer's own would not go with the deletes below.
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return try_to_allocate(bytes, alignof(std::max_align_t));
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }

@@ -31,9 +31,10 @@ TEST_CASE("partial states merge in log2 units, stale spans are not read") {
   args.out_stride = {0, 0, kWidth};
   args.span_len = kSpanLen;
   args.n_spans = kSpans;
-  args.causal = 1;
-  args.kv_len = 43;
-  args.q_start = -2;  // rows 0 and 1 see nothing, row 2 one key, the last 38
+  args.window = {-1, 0, 0, 1};
+  args.sequence.kv_len = 43;
+  args.sequence.query_len = 1 << 20;
+  args.sequence.q_start = -2;  // rows 0 and 1 see nothing, row 2 one key, the last 38
 
   std::mt19937 rng(1);
   std::normal_distribution<float> normal;

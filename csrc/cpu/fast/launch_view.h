@@ -23,13 +23,12 @@ inline const SdpaArgs& args_of(const NativeLaunch& launch) {
 inline SdpaSequence sequence_of(const NativeLaunch& launch, sdpa_i64 b) {
   const void* sequences = launch.bindings[SDPA_BUFFER_SEQUENCES].data;
   if (sequences != nullptr) return static_cast<const SdpaSequence*>(sequences)[b];
-  return {args_of(launch).q_start, args_of(launch).kv_len};
+  return args_of(launch).sequence;
 }
 
 /// Keys that query row i sees: the first `count` of them.
 inline sdpa_i64 visible_keys(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
-  if (args.causal == 0) return sequence.kv_len;
-  return larger<sdpa_i64>(smaller<sdpa_i64>(sequence.q_start + i + 1, sequence.kv_len), 0);
+  return sdpa_band(sequence, args.window, i).end;
 }
 
 /// Rows of one (batch, head) of a tensor: row i starts at data + i * stride.

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <memory>
 
+#include "core/band.h"
+
 namespace metal_sdpa::cpu {
 namespace {
 
@@ -104,9 +106,14 @@ std::int64_t most_sets(const std::vector<SequenceWork>& works) {
 
 bool is_uneven(const SdpaProblem& problem) {
   if (!problem.per_sequence()) return false;
+  const SdpaWindow window = window_of(problem);
+  const bool has_side = window.left >= 0 || window.right >= 0;
+  const SdpaSequence first = sequence_of(problem, 0);
   for (std::int64_t b = 1; b < problem.batch; ++b) {
-    if (problem.sequence_kv_len(b) != problem.sequence_kv_len(0)) return true;
-    if (problem.causal && problem.sequence_q_start(b) != problem.sequence_q_start(0)) return true;
+    const SdpaSequence other = sequence_of(problem, b);
+    if (other.kv_len != first.kv_len || other.kv_start != first.kv_start) return true;
+    if (other.query_len != first.query_len) return true;
+    if (has_side && other.q_start != first.q_start) return true;
   }
   return false;
 }

@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "shaders/sdpa_args.h"
+
 namespace metal_sdpa::cpu {
 
-/// Buffer index of the list; the other devices have no such buffer. It holds a WorkHeader, a
+/// Buffer index of the list. It holds a WorkHeader, a
 /// WorkRun for each sequence, the first item of each threadgroup and one past the last (u64), and
 /// for each sequence the spans before its own that have room for a state (u64, one more at the
 /// end).
-constexpr std::uint32_t kBufferWork = 13;
+constexpr std::uint32_t kBufferWork = SDPA_BUFFER_ITEMS;
 
 struct WorkHeader {
   std::uint64_t n_runs;

@@ -13,6 +13,8 @@
 
 namespace metal_sdpa {
 
+struct Visibility;
+
 /// What `Graph::nodes` tells of one node.
 struct GraphNodeInfo {
   std::size_t index = 0;                   ///< in order of encoding; reorder() moves no sdpa node
@@ -41,6 +43,13 @@ class METAL_SDPA_API Graph {
   /// Plans sdpa node `node` anew for another length, 1 to the recorded kv_capacity. The default
   /// q_start follows the length. InvalidArgument for any other node or length.
   void update(std::size_t node, std::int64_t kv_seq_len);
+
+  /// What the queries of sdpa node `node` see. InvalidArgument for any other node.
+  Visibility visibility(std::size_t node) const;
+
+  /// Plans sdpa node `node` anew for other lengths, starts or windows. InvalidArgument, and nothing
+  /// changes, where the problem would not be valid.
+  void update(std::size_t node, const Visibility& visibility);
 
   struct State;
   explicit Graph(std::shared_ptr<State> state);

@@ -15,7 +15,20 @@
 namespace metal_sdpa {
 
 /// What a plan's binding refers to: an operand of the problem or scratch memory i of the plan.
-enum class PlanOperand : std::uint8_t { q, k, v, out, lse, scratch0, scratch1, scratch2, scratch3 };
+enum class PlanOperand : std::uint8_t {
+  q,
+  k,
+  v,
+  out,
+  lse,
+  mask,
+  sinks,
+  alibi_slopes,
+  scratch0,
+  scratch1,
+  scratch2,
+  scratch3
+};
 inline constexpr std::size_t kMaxScratch = 4;
 
 struct PlanBinding {
@@ -27,7 +40,7 @@ struct PlanBinding {
 /// The argument block of a step.
 struct PlanArgs {
   std::uint32_t index = 0;
-  InlineVector<std::byte, 256> bytes;
+  InlineVector<std::byte, 512> bytes;
 };
 
 /// Constant bytes that many steps may share. More than DeviceLimits::max_inline_bytes become a
@@ -46,20 +59,20 @@ struct PlanRange {
 
 struct PlanStep {
   const char* kernel = "";  ///< a string literal, or text that lives as long as the process
-  InlineVector<FunctionConstant, 8> constants;
+  InlineVector<FunctionConstant, 16> constants;
   /// Index of a constant that is true where the memory of q, k and v starts on 16 bytes; -1: none.
   /// A plan knows strides and offsets, not addresses.
   int aligned_constant = -1;
   GridSize threadgroups;
   GridSize threadgroup_size;
-  InlineVector<PlanBinding, 10> bindings;
+  InlineVector<PlanBinding, 16> bindings;
   PlanArgs args;
   PlanTable sequences;  ///< SdpaSequence [B], or a device's list of work made from it
   /// Which work items there are, where the grid does not say it (CPU device). Threadgroups are then
   /// shares of the work that cost about the same, larger ones first.
   PlanTable work;
   InlineVector<ThreadgroupMemory, 4> threadgroup_memory;
-  InlineVector<PlanRange, 6> reads;
+  InlineVector<PlanRange, 12> reads;
   InlineVector<PlanRange, 4> writes;
   double flops = 0;  ///< estimate, 2 for a multiply-add; decides on threads and on cutting
 };

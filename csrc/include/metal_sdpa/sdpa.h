@@ -1,4 +1,5 @@
-// Scaled-dot-product attention: softmax(Q K^T * scale) V with causal masking and grouped queries.
+// Scaled-dot-product attention: softmax(Q K^T * scale) V for grouped queries, with what engines do
+// to its scores.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +24,73 @@ struct TensorLayout {
   std::int64_t row_stride = 0;
 };
 
+/// Which keys a row sees: an interval of slots. Query i of a sequence stands at position
+/// q_start + i, slot j at key_offset + j * key_stride. A query sees slots kv_start to kv_len whose
+/// position lies at most window_left before its own and window_right behind it.
+struct METAL_SDPA_API Visibility {
+  static constexpr std::int64_t kUnlimited = -1;
+
+  bool causal = false;                     ///< nothing behind the query's own position
+  std::int64_t window_left = kUnlimited;   ///< 0 or more positions
+  std::int64_t window_right = kUnlimited;  ///< 0 or more positions
+  std::int64_t kv_len = 1;                 ///< one past the last slot in use, 0 to S
+  std::int64_t kv_start = 0;               ///< first slot in use, 0 to S; at or past kv_len: none
+  std::optional<std::int64_t> q_start;     ///< nullopt: the last row in use meets the last key
+  std::optional<std::int64_t> query_len;   ///< rows in use, 0 to L; later ones see none
+  // [B] each, or empty: then the number above holds for every sequence.
+  std::vector<std::int64_t> kv_lengths, kv_starts, q_starts, query_lengths;
+  // Of a shard of the keys; other than 0 and 1 they want a given q_start.
+  std::int64_t key_offset = 0;
+  std::int64_t key_stride = 1;  ///< 1 or more
+
+  std::int64_t sequence_kv_len(std::int64_t b) const {
+    return kv_lengths.empty() ? kv_len : kv_lengths[static_cast<std::size_t>(b)];
+  }
+  std::int64_t sequence_kv_start(std::int64_t b) const {
+    return kv_starts.empty() ? kv_start : kv_starts[static_cast<std::size_t>(b)];
+  }
+  bool per_sequence() const {
+    return !kv_lengths.empty() || !q_starts.empty() || !kv_starts.empty() || !query_lengths.empty();
+  }
+};
+
+/// Where element [b][h][i][j] of a mask over [B, Hq, L, S] stands, in elements from the start of
+/// its Buffer; a stride of 0 broadcasts. u8: anything but 0 lets the row see the key. f32, f16 and
+/// bf16: added to the score; -inf hides.
+struct MaskLayout {
+  DType dtype = DType::u8;
+  std::int64_t offset = 0;
+  std::int64_t batch_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t row_stride = 0;
+  std::int64_t key_stride = 1;
+};
+
+/// Where the value of (b, h) of a number a head stands, in elements.
+struct HeadLayout {
+  DType dtype = DType::f32;
+  std::int64_t offset = 0;
+  std::int64_t batch_stride = 0;
+  std::int64_t head_stride = 1;
+};
+
+/// What becomes of q . k: times scale; with a softcap c, c * tanh(x / c); less ALiBi's
+/// slope * |position of the query - position of the key|; plus an additive mask; hidden by a
+/// boolean one. The sink is one more score of the row, which has no value.
+struct ScoreTransform {
+  float scale = 1.0f;    ///< finite; 0 and negative are allowed
+  float softcap = 0.0f;  ///< 0: off, else finite and positive
+  std::optional<MaskLayout> mask;
+  std::optional<HeadLayout> alibi_slopes;  ///< f32, finite
+  std::optional<HeadLayout> sinks;         ///< f32 or q's dtype, finite or -inf; the same for all b
+};
+
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv],
-/// lse f32 [B, Hq, L]. Query i of a sequence stands at q_start + i; with `causal` it sees keys at
-/// or before its position, else all keys below the sequence's kv_len. B, L and S may be 0: without
-/// B or L there is nothing to write, without S every row is 0 and its lse -inf.
-struct METAL_SDPA_API SdpaProblem {
-  DType dtype = DType::f32;      ///< of q, k, v and out: f32, f16 or bf16
+/// lse f32 [B, Hq, L]. B, L and S may be 0: without B or L there is nothing to write. A row that
+/// sees no key is 0, its lse -inf or its sink.
+struct METAL_SDPA_API SdpaProblem : Visibility, ScoreTransform {
+  DType dtype = DType::f32;      ///< of q, k and v: f32, f16 or bf16
+  bool out_f32 = false;          ///< out is f32 whatever q's dtype is
   std::int64_t batch = 1;        ///< B
   std::int64_t n_heads = 1;      ///< Hq, a multiple of n_kv_heads
   std::int64_t n_kv_heads = 1;   ///< Hkv; query head h reads KV head h / (Hq / Hkv)
@@ -37,27 +99,23 @@ struct METAL_SDPA_API SdpaProblem {
   std::int64_t head_dim = 1;     ///< D
   std::int64_t value_dim = 1;    ///< Dv
   TensorLayout q, k, v, out;
-  float scale = 1.0f;  ///< finite; 0 and negative are allowed
-  bool causal = false;
-  bool return_lse = false;               ///< write the natural log of the softmax denominator
-  std::int64_t kv_len = 1;               ///< keys in use, 0 to S, where `kv_lengths` is empty
-  std::optional<std::int64_t> q_start;   ///< nullopt: kv_len - L, the last query at the last key
-  std::vector<std::int64_t> kv_lengths;  ///< [B], or empty
-  std::vector<std::int64_t> q_starts;    ///< [B], or empty
+  bool return_lse = false;  ///< write the natural log of the softmax denominator
   std::string kernel;  ///< a kernel family to force ("sdpa", "sdpa_decode", ...); empty: planner's
 
   /// Layouts of packed row-major tensors for the shape above.
   void set_packed_layouts();
 
-  std::int64_t sequence_kv_len(std::int64_t b) const;
+  DType out_dtype() const { return out_f32 ? DType::f32 : dtype; }
+  std::int64_t sequence_query_len(std::int64_t b) const;
+  /// The given one, or the sequence's kv_len less its rows in use.
   std::int64_t sequence_q_start(std::int64_t b) const;
-  bool per_sequence() const { return !kv_lengths.empty() || !q_starts.empty(); }
 };
 
-/// Memory of a problem. `lse` is used only with return_lse. A tensor without elements needs no
-/// Buffer.
+/// Memory of a problem. `lse`, `mask`, `sinks` and `alibi_slopes` are used only where the problem
+/// has them. A tensor without elements needs no Buffer.
 struct SdpaOperands {
   Buffer q, k, v, out, lse;
+  Buffer mask = {}, sinks = {}, alibi_slopes = {};
 };
 
 /// The engine's front end: packed row-major q and output [batch, n_heads, seq_len, head_dim],
