@@ -172,6 +172,7 @@ WRONG: dict[str, list[tuple[Any, type[Error], str]]] = {
         ((MIN64, 2, 3, 4), InvalidArgument, "negative extent"),
         ((1, 2, MAX64, 4), InvalidArgument, "more bytes"),
         ((2**31, 2**31, 0, 4), InvalidArgument, "more bytes"),
+        ((0, 2**31, 2**31, 4), InvalidArgument, "more bytes"),
         ((1, 0, 3, 4), InvalidArgument, "has no heads"),
         ((1, 2, 3, 0), InvalidArgument, "of 0"),
         ((1, 2, 4, 4), InvalidArgument, "kv_capacity"),
@@ -183,6 +184,7 @@ WRONG: dict[str, list[tuple[Any, type[Error], str]]] = {
         ((24, 12, 2**61, 1), InvalidArgument, "strides reach"),
         ((24, 12, -(2**62), 1), InvalidArgument, "strides reach"),
         ((24, 2**46, 2**44, 1), InvalidArgument, "strides reach"),
+        ((24, -(2**46), -(2**44), 1), InvalidArgument, "strides reach"),
     ],
     "byte_offset": [
         (1, InvalidArgument, "not aligned"),
