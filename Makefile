@@ -1,6 +1,6 @@
 # Every command is a script in tools/; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep fuzz bench mutants lint format clean
+.PHONY: help demo test smoke sweep fuzz bench mutants lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -11,6 +11,9 @@ demo:  ## build the wheel and run the example engine
 test:  ## build and run every test, then the linters
 	@tools/test.sh
 
+smoke:  ## what most faults die of, in about a minute on a built tree
+	@tools/smoke.sh
+
 sweep:  ## 20,000 random problems and as many bad ones, a tenth of them under sanitizers
 	@tools/sweep.sh
 
@@ -20,7 +23,7 @@ fuzz:  ## random inputs to the C++ API under sanitizers, for FUZZ_SECONDS (an ho
 bench:  ## measure against the machine's limits and the installed peers
 	@tools/bench.sh
 
-mutants:  ## plant faults one by one; some test must catch each
+mutants:  ## plant the faults of tests/mutants and a random sample; tests must catch them
 	@tools/mutants.sh
 
 lint:  ## formatting, ruff, mypy, hygiene

@@ -89,6 +89,18 @@ ensure_venv() {
   export PATH="$VENV/bin:$PATH"
 }
 
+# run_pytest EXPRESSION ARGUMENTS...: the tests that EXPRESSION selects (empty: all), as many at once
+# as there are processors, then by themselves those that measure time. PYTEST_PRELOAD: libraries to
+# load first.
+run_pytest() {
+  local wanted=${1:+ and ($1)} status=0
+  shift
+  local pytest=(env ${PYTEST_PRELOAD:+"LD_PRELOAD=$PYTEST_PRELOAD"} "$PYTHON" -m pytest)
+  "${pytest[@]}" -n "$JOBS" -m "not alone$wanted" "$@" || status=$?
+  "${pytest[@]}" -m "alone$wanted" "$@" || [ $? -eq 5 ] || status=1  # 5: there are none
+  return "$status"
+}
+
 # build_preset NAME [TARGET...]: configures and builds build/NAME with the environment's Python.
 build_preset() {
   local preset=$1

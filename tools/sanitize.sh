@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # sanitize.sh asan|tsan|software-metal-asan [PYTEST_ARGS...]: builds that preset and runs ctest; asan
-# runs pytest too. Under software-metal-asan the shaders are instrumented and buffers end exactly.
+# runs pytest too, on the tests that PYTEST_EXPRESSION selects. Under software-metal-asan the shaders are instrumented and buffers end exactly.
 #
 # pytest runs in an interpreter that knows nothing of sanitizers, so the runtime is preloaded, and
 # libstdc++ with it: without that its exceptions are not intercepted. Leaks are looked for by a test
@@ -22,21 +22,21 @@ run_ctest() {
   fi
 }
 
-run_pytest() {
+run_sanitized_pytest() {
   local library preload=
   for library in libasan.so libstdc++.so; do
     preload+=" $(readlink -f "$(c++ -print-file-name=$library)")"
   done
-  env LD_PRELOAD="${preload# }" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-    METAL_SDPA_SWEEP="${METAL_SDPA_SWEEP:-200}" PYTHONPATH="build/$preset/stage" \
-    "$PYTHON" -m pytest -m "not frameworks" "$@"
+  export ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="build/$preset/stage"
+  export METAL_SDPA_SWEEP="${METAL_SDPA_SWEEP:-200}" PYTEST_PRELOAD="${preload# }"
+  run_pytest "${PYTEST_EXPRESSION:-not frameworks}" "$@"
 }
 
 case $preset in
   asan)
     build_preset asan all stage
     run_ctest
-    run_pytest "$@"
+    run_sanitized_pytest "$@"
     ;;
   tsan)
     build_preset tsan

@@ -8,7 +8,8 @@ tools/system_packages.sh test
 tools/build_wheel.sh
 ensure_venv dev
 stage "$count problems on the wheel" \
-  env METAL_SDPA_SWEEP="$count" "$PYTHON" -m pytest -m sweep -s
+  env METAL_SDPA_SWEEP="$count" "$PYTHON" -m pytest -m sweep -n "$JOBS"
 stage "$((count / 10)) problems under AddressSanitizer and UndefinedBehaviorSanitizer" \
-  env METAL_SDPA_SWEEP="$((count / 10))" tools/sanitize.sh asan -m "sweep and not frameworks" -s
+  env METAL_SDPA_SWEEP="$((count / 10))" PYTEST_EXPRESSION="sweep and not frameworks" \
+  tools/sanitize.sh asan
 finish_stages

@@ -7,13 +7,19 @@ test_cpp() {
   ctest --preset dev
 }
 
-test_python() { "$PYTHON" -m pytest; }
+test_python() { run_pytest ""; }
 
+# The order in which the device runs threads, threadgroups and dispatches follows a seed: the first
+# for all tests, one of the day for those of kernels again and for Python's.
 test_software_metal() {
+  local day
+  day=${SOFTWARE_METAL_SEED:-$(date +%Y%m%d)}
+  echo "SOFTWARE_METAL_SEED=$day"
   build_preset software-metal all stage
-  ctest --preset software-metal
-  METAL_SDPA_TEST_DEVICES=metal PYTHONPATH=build/software-metal/stage \
-    "$PYTHON" -m pytest -m "not frameworks"
+  env -u SOFTWARE_METAL_SEED ctest --preset software-metal
+  SOFTWARE_METAL_SEED=$day ctest --preset software-metal --label-regex shuffled
+  export SOFTWARE_METAL_SEED=$day METAL_SDPA_TEST_DEVICES=metal PYTHONPATH=build/software-metal/stage
+  run_pytest "not frameworks"
 }
 
 check_shaders() { "$PYTHON" tests/metal/check_shaders.py; }

@@ -127,7 +127,7 @@ struct Reach {
 
 Reach reach_of(Argument argument, const Array& array) {
   Reach reach;
-  for (int axis = 0; axis < 4; ++axis) {
+  for (int axis = 0; axis < array.ndim; ++axis) {
     std::int64_t distance = 0;
     const bool fits =
         !__builtin_mul_overflow(array.shape[axis] - 1, array.strides[axis], &distance);

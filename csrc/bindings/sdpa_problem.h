@@ -49,7 +49,7 @@ void import_tensor(Argument argument, PyObject* object, const char* extents, Arr
 /// Strides of a tensor whose last dimension is contiguous; InvalidArgument for another.
 TensorLayout tensor_layout(Argument argument, const Array& array);
 
-/// The bytes that an array of four axes touches, wrapped for the device. `offset` becomes the
+/// The bytes that an array touches, wrapped for the device. `offset` becomes the
 /// distance in elements from their start to the array's first element. An empty Buffer where the
 /// array has no element.
 Buffer wrap_elements(const Device& device, Argument argument, const Array& array,

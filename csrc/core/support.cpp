@@ -8,7 +8,6 @@ namespace metal_sdpa {
 namespace {
 
 constexpr std::string_view kYes{};
-constexpr std::string_view kNotBuilt = "is not built yet";
 
 }  // namespace
 
@@ -23,15 +22,15 @@ const std::vector<SupportedFeature>& supported_features() {
       {"return_lse", kYes, kYes},
       {"grouped_queries", kYes, kYes},
       {"strides", kYes, kYes},
-      {"mask", kYes, kNotBuilt},
-      {"window", kYes, kNotBuilt},
-      {"softcap", kYes, kNotBuilt},
-      {"sinks", kYes, kNotBuilt},
-      {"alibi_slopes", kYes, kNotBuilt},
-      {"kv_starts", kYes, kNotBuilt},
-      {"query_lengths", kYes, kNotBuilt},
-      {"key_offset", kYes, kNotBuilt},
-      {"out_f32", kYes, kNotBuilt},
+      {"mask", kYes, kYes},
+      {"window", kYes, kYes},
+      {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},
+      {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},
+      {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes},
+      {"out_f32", kYes, kYes},
   };
   return *features;
 }

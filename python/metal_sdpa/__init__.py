@@ -1,5 +1,6 @@
 """Fused scaled-dot-product attention for inference engines, on Apple GPUs and on any CPU."""
 
+from ._cache import write_kv
 from ._core import (
     Buffer,
     BufferAllocationError,
@@ -40,6 +41,7 @@ from ._core import (
     supported_features,
 )
 from ._paths import get_cmake_dir, get_include, get_library_dir
+from ._states import merge_states
 from ._supports import Support, supports
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "get_include",
     "get_library_dir",
     "get_num_threads",
+    "merge_states",
     "plan",
     "register_sdpa",
     "sdpa",
@@ -85,4 +88,5 @@ __all__ = [
     "shutdown",
     "supported_features",
     "supports",
+    "write_kv",
 ]

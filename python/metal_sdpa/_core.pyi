@@ -1185,6 +1185,20 @@ def plan(
     Errors: those of sdpa().
     """
 
+def merge_states(outs: ArrayT, lses: Array, out: Array | None = None) -> tuple[ArrayT, ArrayT]:
+    """metal_sdpa.merge_states of states that are stacked already."""
+
+def write_kv(
+    k_new: Array,
+    v_new: Array,
+    k_cache: Array,
+    v_cache: Array,
+    slots: NDArray[Any],
+    heads_first: bool,
+    check_slots: bool,
+) -> None:
+    """metal_sdpa.write_kv with slots as int32 [T]."""
+
 def parameters() -> list[tuple[str, str, str, str, str]]:
     """
     The arguments of sdpa(): (name, type, default, feature of supported_features(), meaning).

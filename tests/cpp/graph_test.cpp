@@ -183,6 +183,73 @@ TEST_CASE_FIXTURE(Cells, "update takes sdpa nodes only; replay wants an encoder 
   CHECK(error_of([&] { graph.replay(encoder); }, "used once") == ErrorCode::invalid_argument);
 }
 
+TEST_CASE("update changes the node that it names and no other, wherever it stands") {
+  for (const std::string& kind : device_kinds()) {
+    const Device device(kind);
+    const KernelRegistry registry(device);
+    // One span at the shortest length and several at the longest, on either device.
+    const std::int64_t longest = kind == "cpu" ? 1600 : 300;
+    std::mt19937 rng(6);
+    const Buffer q = device.empty({1, 2, 1, 32}, DType::f32);
+    const Buffer k = device.empty({1, 1, longest, 32}, DType::f32);
+    const Buffer v = device.empty({1, 1, longest, 32}, DType::f32);
+    for (const Buffer& buffer : {q, k, v}) fill_normal(buffer, rng, 1);
+    SdpaParams params{2, 1, 32, 1, 7, 0.2f, longest, true};
+    const std::vector<Buffer> out{device.empty({1, 2, 1, 32}, DType::f32),
+                                  device.empty({1, 2, 1, 32}, DType::f32),
+                                  device.empty({1, 2, 1, 32}, DType::f32)};
+    const auto direct = [&](std::int64_t length) {
+      const Buffer alone = device.empty({1, 2, 1, 32}, DType::f32);
+      params.kv_seq_len = length;
+      CommandEncoder encoder(device);
+      encode_sdpa(encoder, registry, device, q, k, v, alone, params, 1);
+      encoder.commit_and_wait();
+      return bytes_of(alone);
+    };
+    CommandEncoder recorder(device);
+    recorder.begin_capture();
+    std::vector<std::size_t> nodes;
+    const std::vector<std::int64_t> recorded{7, longest, 50};
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      params.kv_seq_len = recorded[i];
+      encode_sdpa(recorder, registry, device, q, k, v, out[i], params, 1);
+      recorder.memory_barrier();
+    }
+    Graph graph = recorder.end_capture();
+    std::vector<std::size_t> barriers;
+    for (std::size_t i = 0; i < graph.nodes().size(); ++i) {
+      (graph.nodes()[i].barrier ? barriers : nodes).push_back(i);
+    }
+    REQUIRE(nodes.size() == 3);
+    std::vector<std::int64_t> lengths = recorded;
+    const auto check = [&] {
+      CommandEncoder encoder(device);
+      graph.replay(encoder);
+      encoder.commit_and_wait();
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        INFO(kind, " node ", i, " length ", lengths[i]);
+        CHECK(bytes_of(out[i]) == direct(lengths[i]));
+        CHECK(graph.nodes()[nodes[i]].kv_seq_len == lengths[i]);
+      }
+    };
+    check();
+    for (const std::int64_t length : {longest, std::int64_t{1}, longest - 1, std::int64_t{40}}) {
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        graph.update(nodes[i], length);
+        lengths[i] = length;
+        check();
+        for (const std::size_t barrier : barriers) {
+          CHECK(error_of([&] { graph.update(barrier, 5); }, "no sdpa node") ==
+                ErrorCode::invalid_argument);
+        }
+        CHECK(error_of([&] { graph.update(nodes[i], longest + 1); }) ==
+              ErrorCode::invalid_argument);
+      }
+    }
+    check();  // what was refused has changed nothing
+  }
+}
+
 TEST_CASE_FIXTURE(Cells, "a replay into a capture copies the nodes") {
   CommandEncoder encoder(device);
   encoder.begin_capture();

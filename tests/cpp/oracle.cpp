@@ -204,6 +204,8 @@ double lse_error(const SdpaOperands& x, std::size_t row, const Reference& ref) {
   const double want = ref.lse[row];
   if (want == -kInfinity) return got == want ? 0 : kInfinity;
   if (!std::isfinite(want)) return std::isfinite(got) ? kInfinity : 0;
+  if (std::fabs(want) > std::numeric_limits<float>::max())
+    return got == want * kInfinity ? 0 : kInfinity;
   const double bound = kF32Unit * (16 + 6 * ref.score_size[row] + 2 * std::fabs(want));
   return ratio(std::fabs(got - want), bound);
 }

@@ -18,12 +18,15 @@ constexpr auto kVeryLong = 20s;
 
 std::atomic<bool> g_open{false};
 std::atomic<int> g_at_gate{0};
+std::atomic<int> g_rings{0};
 
 void add_one(const NativeLaunch& launch, WorkRange work, StopToken&) {
   for (std::uint64_t i = work.begin; i < work.end; ++i) {
     launch.buffer<float>(1)[i] = launch.buffer<const float>(0)[i] + 1;
   }
 }
+
+void ring(const NativeLaunch&, WorkRange, StopToken&) { ++g_rings; }
 
 void nap(const NativeLaunch&, WorkRange, StopToken&) { std::this_thread::sleep_for(3ms); }
 
@@ -67,6 +70,7 @@ class Fixture {
     g_at_gate = 0;
     registry.register_native("add_one", add_one);
     registry.register_native("nap", nap);
+    registry.register_native("ring", ring);
     registry.register_native("wait_at_gate", wait_at_gate);
   }
 
@@ -324,6 +328,62 @@ TEST_CASE("shutdown from many threads, beside calls and commits") {
     run_beside_shutdowns(1, {call, call});
     run_beside_shutdowns(3, {call, commit, call});
     return right.load();
+  }));
+}
+
+TEST_CASE("memory goes back when work is done or cancelled, also where its encoder is kept") {
+  CHECK(within_seconds(60, [] {
+    const Fixture x;
+    std::atomic<int> freed{0};
+    std::vector<float> numbers(16);
+    const auto counted = [&] {
+      const std::shared_ptr<void> owner(numbers.data(), [&](void*) { ++freed; });
+      return x.device.wrap({numbers.data(), 64, false, owner}, DType::f32, {16});
+    };
+    CommandEncoder done = x.encoder_of("add_one", x.a, counted());
+    if (freed != 0) return false;
+    done.commit_and_wait();
+    if (freed != 1) return false;
+    CommandEncoder first = x.encoder_of("wait_at_gate");
+    std::thread([&] { first.commit(); }).join();
+    while (g_at_gate == 0) std::this_thread::sleep_for(1ms);
+    CommandEncoder cancelled = x.encoder_of("add_one", x.a, counted());
+    cancelled.commit();
+    {
+      const CheckScope check([] { return true; });
+      try {
+        cancelled.wait_until_completed();
+        return false;
+      } catch (const Error&) {
+      }
+    }
+    const bool given_back = freed == 2;
+    g_open = true;
+    first.wait_until_completed();
+    return given_back;
+  }));
+}
+
+TEST_CASE("what is committed while shutdown waits is run, although nobody waits for it") {
+  CHECK(within_seconds(60, [] {
+    const Fixture x;
+    // How long it takes shutdown() to stand in line is the system's affair.
+    for (const auto patience : {30ms, 100ms, 300ms, 900ms}) {
+      g_open = false;
+      g_at_gate = g_rings = 0;
+      CommandEncoder running = x.encoder_of("wait_at_gate");
+      running.commit();
+      while (g_at_gate == 0) std::this_thread::sleep_for(1ms);
+      std::thread ending([] { shutdown(); });
+      std::this_thread::sleep_for(patience);
+      CommandEncoder late = x.encoder_of("ring");
+      late.commit();
+      g_open = true;
+      ending.join();
+      for (int i = 0; i < 8000 && g_rings == 0; ++i) std::this_thread::sleep_for(1ms);
+      if (g_rings == 0) return false;
+    }
+    return true;
   }));
 }
 

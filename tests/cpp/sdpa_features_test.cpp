@@ -32,8 +32,8 @@ void check_all_kernels(SdpaProblem problem, std::mt19937& rng, const std::string
     const Device three = device_of(isa, 3);
     for (const char* kernel : kKernels) {
       problem.kernel = kernel;
-      INFO(what, " isa ", isa, " kernel '", kernel, "' dtype ", name_of(problem.dtype), " L ",
-           problem.seq_len, " S ", problem.kv_capacity, " D ", problem.head_dim);
+      INFO(what, " isa ", isa, " kernel '", problem.kernel, "' dtype ", name_of(problem.dtype),
+           " L ", problem.seq_len, " S ", problem.kv_capacity, " D ", problem.head_dim);
       fill_bytes(x.out, 0xff);
       sdpa(one, x, problem);
       REQUIRE(worst_error(problem, x, reference) <= 1.0);

@@ -321,6 +321,26 @@ TEST_CASE("states of an uneven batch take room for the spans that there are") {
   CHECK(plan.scratch_bytes[0] == std::uint64_t{64 + 63} * 2 * 4 * (128 + 16) * sizeof(float));
 }
 
+TEST_CASE("the states that a list counts are those that memory is taken for") {
+  // Those of sequences that one item has as a whole take none.
+  for (const std::vector<std::int64_t>& lengths :
+       {one_long(32768, 3, 64, 16), one_long(9000, 0, 3, 700), one_long(9000, 2, 3, 1)}) {
+    for (const std::int64_t rows : {1, 9, 40}) {
+      for (const char* kernel : {"sdpa_decode", "sdpa_prefill"}) {
+        const SdpaProblem problem = batch_of(kernel, rows, lengths);
+        const Plan plan = plan_sdpa(device_of("baseline", 4), problem);
+        const std::vector<std::byte>& list = *plan.steps.front().work.bytes;
+        std::uint64_t states = 0;  // the list's last number
+        std::memcpy(&states, list.data() + list.size() - sizeof(states), sizeof(states));
+        CAPTURE(kernel);
+        CAPTURE(rows);
+        CHECK(plan.scratch_bytes[0] ==
+              states * 2 * 4 * static_cast<std::uint64_t>(rows) * (128 + 16) * sizeof(float));
+      }
+    }
+  }
+}
+
 TEST_CASE("sequences of an uneven batch have the bits that they have alone") {
   struct Shape {
     const char* kernel;

@@ -22,6 +22,15 @@ THROWN = "what a kernel throws fails its command buffer, whatever it is"
 NO_THREADS = "a system that gives no threads: the caller's own does everything"
 BUSY = "one long sequence beside short ones keeps all threads busy, wherever it stands"
 FIRST = "items that cost most come first"
+GIVEN_BACK = "memory goes back when work is done or cancelled, also where its encoder is kept"
+BEHIND = "what is committed while shutdown waits is run, although nobody waits for it"
+COUNTED = "the states that a list counts are those that memory is taken for"
+ALONE = "sequences of an uneven batch have the bits that they have alone"
+
+FLIGHT_TEST = "asynchronous_test"
+OVERTAKEN = "a call behind committed work reads what that work writes"
+SCRATCH = "submissions in flight have scratch and tables of their own"
+
 COVERED = "each row and span of an uneven batch is in one item, and no item is empty"
 
 QUEUE_MUTANTS = (
@@ -96,5 +105,91 @@ QUEUE_MUTANTS = (
         "  return first_items;",
         LIST_TEST,
         COVERED,
+    ),
+    mutant(
+        "cpu work list: batches that differ in their starts alone have none",
+        LIST,
+        """if (problem.causal && problem.sequence_q_start(b) != problem.sequence_q_start(0))
+             return true;""",
+        "",
+        LIST_TEST,
+        "batches of equal sequences have no list",
+    ),
+    mutant(
+        "cpu work list: states are counted that nobody leaves",
+        LIST,
+        "work.has_states ? work.spans : 0",
+        "work.spans",
+        LIST_TEST,
+        COUNTED,
+    ),
+    mutant(
+        "cpu work list: every sequence has counters of its own number",
+        LIST,
+        "static_cast<std::uint32_t>(head_counters)",
+        "static_cast<std::uint32_t>(work.n_sets)",
+        LIST_TEST,
+        ALONE,
+    ),
+    mutant(
+        "cpu queue: an error is told twice",
+        QUEUE,
+        "std::erase(failed_, job);",
+        "",
+        "encoder_test",
+        "an error surfaces at wait, and later work is unaffected",
+    ),
+    mutant(
+        "cpu queue: what was cancelled is an error of the device",
+        QUEUE,
+        """std::erase_if(failed_, [self](const std::shared_ptr<Job>& job) {
+             return job->owner == self && job->cancelled.load();
+           });""",
+        "",
+        QUEUE_TEST,
+        OWN,
+    ),
+    mutant(
+        "cpu queue: a job that is done keeps its memory",
+        QUEUE,
+        "job->dispatches.clear();",
+        "",
+        QUEUE_TEST,
+        GIVEN_BACK,
+        within="execute",
+    ),
+    mutant(
+        "cpu queue: a cancelled job keeps its memory",
+        QUEUE,
+        "job->dispatches.clear();",
+        "",
+        QUEUE_TEST,
+        GIVEN_BACK,
+        within="cancel",
+    ),
+    mutant(
+        "cpu queue: what waits behind a shutdown is left there",
+        QUEUE,
+        """if (pending_.find([this](const Job& left) { return is_orphan(left); }) != nullptr)
+             start_thread();""",
+        "",
+        QUEUE_TEST,
+        BEHIND,
+    ),
+    mutant(
+        "cpu queue: synchronize leaves out the last job",
+        QUEUE,
+        "work->number <= last",
+        "work->number < last",
+        FLIGHT_TEST,
+        SCRATCH,
+    ),
+    mutant(
+        "cpu queue: calls overtake what is committed",
+        QUEUE,
+        "running_ != Running::nothing || !pending_.empty()",
+        "running_ != Running::nothing",
+        FLIGHT_TEST,
+        OVERTAKEN,
     ),
 )

@@ -9,6 +9,8 @@ import pytest
 
 import child
 
+pytestmark = pytest.mark.alone
+
 # A shell starts background commands with SIGINT ignored, and children inherit that.
 CPU_SECONDS = """
 import signal

@@ -279,9 +279,9 @@ class DecodeItem {
 
   void finish(sdpa_i64 row, StopToken& stop) const {
     const SdpaBand keys = band(row);
-    const bool sees_keys = keys.begin < keys.end;
-    const RowState state = sees_keys ? merged_state(row, keys) : RowState{-kInfinity, 0, kZeroRow};
-    finish_row<T>(launch_, {b_, head_of(row), query_of(row)}, state, sees_keys, rule_, stop);
+    const RowState state =
+        keys.begin < keys.end ? merged_state(row, keys) : RowState{-kInfinity, 0, kZeroRow};
+    finish_row<T>(launch_, {b_, head_of(row), query_of(row)}, state, keys, rule_, stop);
   }
 
   const NativeLaunch& launch_;

@@ -14,8 +14,8 @@ const char* fast_kernel_name(Family family, DType dtype, Isa isa);
 /// Query rows under one KV head, L * Hq / Hkv.
 std::int64_t rows_per_kv_head(const SdpaProblem& problem);
 
-/// The same of the sequence with the most rows in use: what kernels and spans are chosen by, so that
-/// rows out of use change no bit.
+/// The same of the sequence with the most rows in use: what kernels and spans are chosen by, so
+/// that rows out of use change no bit.
 std::int64_t rows_in_use(const SdpaProblem& problem);
 
 /// Keys that lie between those that any row of sequence b sees.

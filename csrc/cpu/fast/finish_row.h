@@ -79,15 +79,16 @@ inline RowFinish finish_with_sink(const RowState& state, float sink) {
           end.lse};
 }
 
-/// Writes a row of the output and its log-sum-exp. `sees_keys`: whether it sees any by its band.
-/// Numerators are whole vectors. A row that sees no key is 0, its log-sum-exp -inf or the sink.
-/// When asked to stop a row may stay as it was.
+/// Writes a row of the output and its log-sum-exp. `keys`: its band. Numerators are whole vectors.
+/// A row that sees no key is 0, its log-sum-exp -inf or the sink. When asked to stop a row may stay
+/// as it was.
 template <typename T>
 inline void finish_row(const NativeLaunch& launch, const RowPlace& row, const RowState& state,
-                       bool sees_keys, const ScoreRule& rule, StopToken& stop) {
+                       const SdpaBand& keys, const ScoreRule& rule, StopToken& stop) {
   const SdpaArgs& args = args_of(launch);
   const bool has_sink = args.sinks_kind != SDPA_ELEMENT_NONE;
-  if (!sees_keys) {
+  const bool sees_keys = keys.begin < keys.end;
+  if (!sees_keys || (state.sum == 0 && rule.hides_all(row.h, row.i, keys))) {
     const float lse = has_sink ? head_sink(launch, args, row.h) : -kInfinity;
     return write_row<T>(launch, row, {kZeroRow, 1, 1, lse});
   }
@@ -98,6 +99,13 @@ inline void finish_row(const NativeLaunch& launch, const RowPlace& row, const Ro
       !is_in_range ||
       needs_lone_row({state.reference, state.sum, all_finite(state.numerators, width), sees_keys});
   if (is_lone) return finish_lone_row<T>(launch, row, stop);
+  if (rule.is_swallowed(state.reference)) {
+    float bias;
+    if (has_sink || !rule.has_one_bias(row.h, row.i, keys, state.reference, bias)) {
+      return finish_lone_row<T>(launch, row, stop);
+    }
+    return write_row<T>(launch, row, {state.numerators, 1, state.sum, bias});
+  }
   if (has_sink) {
     return write_row<T>(launch, row, finish_with_sink(state, head_sink(launch, args, row.h)));
   }

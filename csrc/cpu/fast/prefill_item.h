@@ -268,6 +268,14 @@ class PrefillItem {
     }
   }
 
+  /// The mask of a tile's rows and the block that begins at key `begin` comes near.
+  void bring_masks(int tile, sdpa_i64 begin) const {
+    const sdpa_i64 n_keys = smaller<sdpa_i64>(block_len_, end_key_ - begin);
+    for (int row = tile_begin(tile); row < tile_begin(tile + 1); ++row) {
+      rule_.bring_entries(head_of(row), query_of(row), begin, n_keys);
+    }
+  }
+
   void attend_tile(int tile, sdpa_i64 begin, int block_keys) {
     const int first = tile_begin(tile);
     const int n = tile_begin(tile + 1) - first;
@@ -275,6 +283,7 @@ class PrefillItem {
     const SeenKeys all = look_at_block(tile, begin, block_keys, seen);
     int n_keys = all.end;
     if (n_keys > 0 && rule_.has_mask()) {
+      bring_masks(tile, begin + block_len_);
       n_keys = seen_by_tile(tile, begin, seen, 0);
       for (int r = 0; r < n; ++r) {
         const bool is_seen = seen[r].begin < n_keys;
@@ -355,9 +364,7 @@ class PrefillItem {
   }
 
   void finish(int row, const RowState& state, StopToken& stop) {
-    const SdpaBand keys = band(row);
-    finish_row<T>(launch_, {b_, head_of(row), query_of(row)}, state, keys.begin < keys.end, rule_,
-                  stop);
+    finish_row<T>(launch_, {b_, head_of(row), query_of(row)}, state, band(row), rule_, stop);
   }
 
   const NativeLaunch& launch_;

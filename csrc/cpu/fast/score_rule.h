@@ -94,6 +94,45 @@ class ScoreRule {
     return end;
   }
 
+  /// Brings the entries of row i of head h and n_keys keys near.
+  void bring_entries(sdpa_i64 h, sdpa_i64 i, sdpa_i64 key, sdpa_i64 n_keys) const {
+    if (args_.mask_stride.key != 1) return;
+    const char* from = entries_at(h, i, key);
+    for (sdpa_i64 at = 0; at < n_keys * element_size_; at += 64) __builtin_prefetch(from + at);
+  }
+
+  /// Whether the mask hides all of a band's keys.
+  bool hides_all(sdpa_i64 h, sdpa_i64 i, const SdpaBand& keys) const {
+    if (mask_ == nullptr) return false;
+    return seen_end(h, i, keys.begin, static_cast<int>(keys.end - keys.begin), 0) == 0;
+  }
+
+  /// Whether a row whose largest score in log2 units is `reference` has only biases that log2 units
+  /// do not hold.
+  bool is_swallowed(float reference) const { return mask_ != nullptr && reference < -0x1p127f; }
+
+  /// Whether all of a swallowed row's keys have one bias, beside which no score counts: its weights
+  /// are then equal. Else its biases differ by more than f32 can say here.
+  bool has_one_bias(sdpa_i64 h, sdpa_i64 i, const SdpaBand& keys, float reference,
+                    float& bias) const {
+    if (reference != kLeastBias * kLog2E) return false;
+    float memory[kMaskChunk];
+    MaskEntries entries;
+    entries.memory = memory;
+    bias = -kInfinity;
+    for (sdpa_i64 key = keys.begin; key < keys.end; key += kMaskChunk) {
+      const int n = static_cast<int>(smaller<sdpa_i64>(kMaskChunk, keys.end - key));
+      find_entries(entries_at(h, i, key), n, entries);
+      for (int j = 0; j < n; ++j) {
+        const float entry = entries.values[j];
+        if (entry == -kInfinity || entry == bias) continue;
+        if (bias != -kInfinity) return false;
+        bias = entry;
+      }
+    }
+    return true;
+  }
+
   /// Products of row i of head h and keys key..key + n_keys, times factor(), become scores in log2
   /// units. Whole vectors are read and written, of the mask n_keys entries. -inf: hidden.
   void apply(sdpa_i64 h, sdpa_i64 i, sdpa_i64 key, int n_keys, MaskEntries& entries,
@@ -101,7 +140,9 @@ class ScoreRule {
     if (args_.softcap != 0) cap_scores(n_keys, scores);
     if (slopes_ != nullptr) subtract_distances(h, i, key, n_keys, scores);
     if (mask_ == nullptr) return;
-    find_entries(entries_at(h, i, key), n_keys, entries);
+    const char* from = entries_at(h, i, key);
+    if (are_all_true(from, n_keys)) return;
+    find_entries(from, n_keys, entries);
     if (args_.mask_kind == SDPA_ELEMENT_BOOL) {
       hide_keys(entries.values, n_keys, scores);
     } else {
@@ -110,6 +151,11 @@ class ScoreRule {
   }
 
  private:
+  static constexpr int kMaskChunk = 256;
+
+  /// Lower biases would be infinite in log2 units.
+  static constexpr float kLeastBias = -0x1p127f;
+
   static float product_factor(const SdpaArgs& args) {
     if (args.softcap == 0) return args.scale * kLog2E;
     constexpr double kTwoLog2E = 2.88539008177792681;
@@ -134,6 +180,13 @@ class ScoreRule {
   bool hides(const char* entry) const {
     const std::uint64_t word = hiding_word();  // any of its entries
     return __builtin_memcmp(entry, &word, static_cast<std::size_t>(element_size_)) == 0;
+  }
+
+  bool are_all_true(const char* from, int n_keys) const {
+    if (args_.mask_kind != SDPA_ELEMENT_BOOL || args_.mask_stride.key != 1) return false;
+    int n_false = 0;
+    for (int j = 0; j < n_keys; ++j) n_false += from[j] == 0 ? 1 : 0;
+    return n_false == 0;
   }
 
   void cap_scores(int n_keys, float* scores) const {
@@ -190,7 +243,8 @@ class ScoreRule {
   static void add_biases(const float* values, int n_keys, float* scores) {
     for (int j = 0; j < n_keys; j += kLanes) {
       const Vec entries = load_entries(values, j, n_keys);
-      const Vec sum = fma(entries, splat(kLog2E), load(scores + j));
+      const Vec biases = max(splat(kLeastBias), entries);  // in this order a NaN stays
+      const Vec sum = fma(biases, splat(kLog2E), load(scores + j));
       store(scores + j, keep_infinite(entries, sum));
     }
   }
