@@ -6,6 +6,7 @@ from fault import mutant
 
 PACKED = "csrc/core/packed_launch.cpp"
 ARGS = "csrc/core/plan_args.cpp"
+OPERANDS = "csrc/core/operands.cpp"
 
 BY_HAND = "sdpa_packed_test"
 MEMORY = "parameters and grids that do not fit the memory are refused"
@@ -65,33 +66,33 @@ CORE_MUTANTS = (
     ),
     mutant(
         "ranges: of one sequence",
-        ARGS,
-        "const TensorView view{problem.batch, heads, rows, width, layout, size};",
-        "const TensorView view{1, heads, rows, width, layout, size};",
+        OPERANDS,
+        "return {p.batch, heads, rows, width,",
+        "return {1, heads, rows, width,",
         RANGES_TEST,
         RANGES,
     ),
     mutant(
         "ranges: the last element is left out",
-        ARGS,
-        "(last - first + 1) * size",
-        "(last - first) * size",
+        OPERANDS,
+        "(last - first + 1) * view.element_size",
+        "(last - first) * view.element_size",
         RANGES_TEST,
         RANGES,
     ),
     mutant(
         "ranges: nobody reads the values",
         ARGS,
-        "step.reads.push_back(range_of(problem, PlanOperand::v,",
-        "step.reads.push_back(range_of(problem, PlanOperand::k,",
+        "step.reads.push_back(operand_range(problem, info));",
+        "if (info.operand != PlanOperand::v) step.reads.push_back(operand_range(problem, info));",
         RANGES_TEST,
         SHARED,
     ),
     mutant(
-        "ranges: a quarter of the log-sum-exp",
-        ARGS,
-        "{PlanOperand::lse, 0, rows * sizeof(float)}",
-        "{PlanOperand::lse, 0, rows}",
+        "ranges: the log-sum-exp of one sequence",
+        OPERANDS,
+        "packed{0, p.n_heads * p.seq_len, p.seq_len, 1};",
+        "packed{0, 0, p.seq_len, 1};",
         RANGES_TEST,
         RANGES,
     ),

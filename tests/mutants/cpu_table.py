@@ -419,8 +419,8 @@ SHARE_MUTANTS = (
     mutant(
         "cpu prefill: keys that no query sees are shared out",
         "csrc/core/plan_args.cpp",
-        "return std::clamp<std::int64_t>(problem.sequence_q_start(b) + problem.seq_len, 0, keys);",
-        "return keys;",
+        "return visible_band(problem, b).end;",
+        "return problem.sequence_kv_len(b);",
         PLAN_TEST,
         SHARED,
     ),

@@ -361,9 +361,9 @@ SHADER_MUTANTS = (
     ),
     mutant(
         "off-by-one causal",
-        "shaders/sdpa_problem.h",
-        "const long below = sequence.q_start + i + 1;",
-        "const long below = sequence.q_start + i;",
+        "shaders/sdpa_band.h",
+        "sdpa_most(last + 1, 0)",
+        "sdpa_most(last, 0)",
         ATTENTION,
         BOUNDS_CASE,
     ),

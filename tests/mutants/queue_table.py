@@ -109,8 +109,7 @@ QUEUE_MUTANTS = (
     mutant(
         "cpu work list: batches that differ in their starts alone have none",
         LIST,
-        """if (problem.causal && problem.sequence_q_start(b) != problem.sequence_q_start(0))
-             return true;""",
+        "if (has_side && other.q_start != first.q_start) return true;",
         "",
         LIST_TEST,
         "batches of equal sequences have no list",
