@@ -23,8 +23,8 @@ inline float largest_lse(thread const RowStates& row) {
   float largest = -INFINITY;
   for (int i = 0; i < row.count; ++i) {
     const float lse = row.lse(i);
-    if (lse > largest || metal::isnan(lse)) largest = lse;
-    if (metal::isnan(lse)) break;
+    if (lse > largest || lse != lse) largest = lse;
+    if (lse != lse) break;
   }
   return largest;
 }
@@ -44,7 +44,7 @@ inline MergedColumn merge_column(thread const RowStates& row, float largest, dev
   for (int i = 0; i < row.count; ++i) {
     const float lse = row.lse(i);
     if (lse == -INFINITY) continue;
-    const float weight = metal::exp(lse - largest);
+    const float weight = weight_of(lse, largest);
     const float value = exists ? weighted(float(outs[i * stride]), weight) : 0.0f;
     compensated_add_special(merged.weight, weight_compensation, weight);
     compensated_add_special(merged.value, value_compensation, value);
@@ -54,14 +54,14 @@ inline MergedColumn merge_column(thread const RowStates& row, float largest, dev
 
 }  // namespace metal_sdpa
 
-/// Threadgroups (B, H, rows) of MERGE_COLUMNS threads. Out may be the memory of a state: a row is
-/// read before any of it is written.
+/// Threadgroups (B, H, rows) of SDPA_STATES_COLUMNS threads. Out may be the memory of a state: a
+/// row is read before any of it is written.
 template <typename In, typename Out>
-[[kernel]] void merge_states(device const In* outs [[buffer(MERGE_BUFFER_OUTS)]],
-                             device const float* lses [[buffer(MERGE_BUFFER_LSES)]],
-                             device Out* out [[buffer(MERGE_BUFFER_OUT)]],
-                             device float* lse [[buffer(MERGE_BUFFER_LSE)]],
-                             constant MergeArgs& constant_args [[buffer(MERGE_BUFFER_ARGS)]],
+[[kernel]] void merge_states(device const In* outs [[buffer(SDPA_STATES_BUFFER_OUTS)]],
+                             device const float* lses [[buffer(SDPA_STATES_BUFFER_LSES)]],
+                             device Out* out [[buffer(SDPA_STATES_BUFFER_OUT)]],
+                             device float* lse [[buffer(SDPA_STATES_BUFFER_LSE)]],
+                             constant MergeArgs& constant_args [[buffer(SDPA_STATES_BUFFER_ARGS)]],
                              uint3 group [[threadgroup_position_in_grid]],
                              uint thread_index [[thread_index_in_threadgroup]]) {
   using namespace metal_sdpa;
@@ -78,7 +78,7 @@ template <typename In, typename Out>
                         h * args.out_stride.head + i * args.out_stride.row;
   const float largest = largest_lse(row);
   float weight = 0.0f;
-  for (int first = 0; first < int(args.width); first += MERGE_COLUMNS) {
+  for (int first = 0; first < int(args.width); first += SDPA_STATES_COLUMNS) {
     const int column = first + int(thread_index);
     const bool exists = column < int(args.width);
     const MergedColumn merged = merge_column(row, largest, outs_row + (exists ? column : 0),
@@ -91,19 +91,19 @@ template <typename In, typename Out>
   if (thread_index != 0) return;
   device float* lse_row = lse + args.lse_offset + b * args.lse_stride.batch +
                           h * args.lse_stride.head + i * args.lse_stride.row;
-  *lse_row = weight == 0.0f ? -INFINITY : largest + metal::log(weight);
+  *lse_row = weight == 0.0f ? -INFINITY : metal::fma(metal::log2(weight), kLn2, largest);
 }
 
-#define MERGE_INSTANTIATE(name, in, out)  \
+#define SDPA_INSTANTIATE(name, in, out)   \
   template [[host_name(name)]] [[kernel]] \
   decltype(merge_states<in, out>) merge_states<in, out>;
-MERGE_INSTANTIATE("merge_states_f32_f32", float, float)
-MERGE_INSTANTIATE("merge_states_f32_f16", float, half)
-MERGE_INSTANTIATE("merge_states_f32_bf16", float, bfloat)
-MERGE_INSTANTIATE("merge_states_f16_f32", half, float)
-MERGE_INSTANTIATE("merge_states_f16_f16", half, half)
-MERGE_INSTANTIATE("merge_states_f16_bf16", half, bfloat)
-MERGE_INSTANTIATE("merge_states_bf16_f32", bfloat, float)
-MERGE_INSTANTIATE("merge_states_bf16_f16", bfloat, half)
-MERGE_INSTANTIATE("merge_states_bf16_bf16", bfloat, bfloat)
-#undef MERGE_INSTANTIATE
+SDPA_INSTANTIATE("merge_states_f32_f32", float, float)
+SDPA_INSTANTIATE("merge_states_f32_f16", float, half)
+SDPA_INSTANTIATE("merge_states_f32_bf16", float, bfloat)
+SDPA_INSTANTIATE("merge_states_f16_f32", half, float)
+SDPA_INSTANTIATE("merge_states_f16_f16", half, half)
+SDPA_INSTANTIATE("merge_states_f16_bf16", half, bfloat)
+SDPA_INSTANTIATE("merge_states_bf16_f32", bfloat, float)
+SDPA_INSTANTIATE("merge_states_bf16_f16", bfloat, half)
+SDPA_INSTANTIATE("merge_states_bf16_bf16", bfloat, bfloat)
+#undef SDPA_INSTANTIATE

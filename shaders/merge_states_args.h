@@ -4,14 +4,14 @@
 
 #include "sdpa_args.h"
 
-#define MERGE_BUFFER_OUTS 0  // [n, B, H, rows, width]
-#define MERGE_BUFFER_LSES 1  // f32 [n, B, H, rows]
-#define MERGE_BUFFER_OUT 2   // [B, H, rows, width]
-#define MERGE_BUFFER_LSE 3   // f32 [B, H, rows]
-#define MERGE_BUFFER_ARGS 4  // MergeArgs
+#define SDPA_STATES_BUFFER_OUTS 0  // [n, B, H, rows, width]
+#define SDPA_STATES_BUFFER_LSES 1  // f32 [n, B, H, rows]
+#define SDPA_STATES_BUFFER_OUT 2   // [B, H, rows, width]
+#define SDPA_STATES_BUFFER_LSE 3   // f32 [B, H, rows]
+#define SDPA_STATES_BUFFER_ARGS 4  // MergeArgs
 
 /// Columns that a threadgroup takes at a time, one a thread (Metal).
-#define MERGE_COLUMNS 128
+#define SDPA_STATES_COLUMNS 128
 
 /// Element strides of [n, B, H, rows].
 struct MergeStateStrides {

@@ -8,7 +8,7 @@ namespace metal_sdpa {
 
 template <typename T>
 inline void copy_row(device const T* from, device T* to, uint count, uint thread_index) {
-  for (uint d = thread_index; d < count; d += WRITE_KV_THREADS) to[d] = from[d];
+  for (uint d = thread_index; d < count; d += SDPA_WRITE_KV_THREADS) to[d] = from[d];
 }
 
 inline long new_row(constant WriteKvStrides& stride, long token, long head) {
@@ -22,14 +22,14 @@ inline long cache_row(constant WriteKvStrides& stride, long page, long place, lo
 
 }  // namespace metal_sdpa
 
-/// Threadgroups (T, Hkv, 1) of WRITE_KV_THREADS threads.
+/// Threadgroups (T, Hkv, 1) of SDPA_WRITE_KV_THREADS threads.
 template <typename T>
-[[kernel]] void write_kv(device const T* new_k [[buffer(WRITE_KV_BUFFER_NEW_K)]],
-                         device const T* new_v [[buffer(WRITE_KV_BUFFER_NEW_V)]],
-                         device T* k_cache [[buffer(WRITE_KV_BUFFER_K_CACHE)]],
-                         device T* v_cache [[buffer(WRITE_KV_BUFFER_V_CACHE)]],
-                         device const int* slots [[buffer(WRITE_KV_BUFFER_SLOTS)]],
-                         constant WriteKvArgs& args [[buffer(WRITE_KV_BUFFER_ARGS)]],
+[[kernel]] void write_kv(device const T* new_k [[buffer(SDPA_WRITE_KV_BUFFER_NEW_K)]],
+                         device const T* new_v [[buffer(SDPA_WRITE_KV_BUFFER_NEW_V)]],
+                         device T* k_cache [[buffer(SDPA_WRITE_KV_BUFFER_K_CACHE)]],
+                         device T* v_cache [[buffer(SDPA_WRITE_KV_BUFFER_V_CACHE)]],
+                         device const int* slots [[buffer(SDPA_WRITE_KV_BUFFER_SLOTS)]],
+                         constant WriteKvArgs& args [[buffer(SDPA_WRITE_KV_BUFFER_ARGS)]],
                          uint3 group [[threadgroup_position_in_grid]],
                          uint thread_index [[thread_index_in_threadgroup]]) {
   using namespace metal_sdpa;
@@ -44,8 +44,8 @@ template <typename T>
            args.value_dim, thread_index);
 }
 
-#define WRITE_KV_INSTANTIATE(name, type) \
+#define SDPA_INSTANTIATE(name, type) \
   template [[host_name(name)]] [[kernel]] decltype(write_kv<type>) write_kv<type>;
-WRITE_KV_INSTANTIATE("write_kv_16", ushort)
-WRITE_KV_INSTANTIATE("write_kv_32", uint)
-#undef WRITE_KV_INSTANTIATE
+SDPA_INSTANTIATE("write_kv_16", ushort)
+SDPA_INSTANTIATE("write_kv_32", uint)
+#undef SDPA_INSTANTIATE

@@ -4,15 +4,15 @@
 
 #include "shader_types.h"
 
-#define WRITE_KV_BUFFER_NEW_K 0    // [T, Hkv, D]
-#define WRITE_KV_BUFFER_NEW_V 1    // [T, Hkv, Dv]
-#define WRITE_KV_BUFFER_K_CACHE 2  // [n_pages, page_size, Hkv, D]
-#define WRITE_KV_BUFFER_V_CACHE 3  // [n_pages, page_size, Hkv, Dv]
-#define WRITE_KV_BUFFER_SLOTS 4    // i32 [T]
-#define WRITE_KV_BUFFER_ARGS 5     // WriteKvArgs
+#define SDPA_WRITE_KV_BUFFER_NEW_K 0    // [T, Hkv, D]
+#define SDPA_WRITE_KV_BUFFER_NEW_V 1    // [T, Hkv, Dv]
+#define SDPA_WRITE_KV_BUFFER_K_CACHE 2  // [n_pages, page_size, Hkv, D]
+#define SDPA_WRITE_KV_BUFFER_V_CACHE 3  // [n_pages, page_size, Hkv, Dv]
+#define SDPA_WRITE_KV_BUFFER_SLOTS 4    // i32 [T]
+#define SDPA_WRITE_KV_BUFFER_ARGS 5     // WriteKvArgs
 
 /// Threads of a threadgroup, which takes one head of one token (Metal).
-#define WRITE_KV_THREADS 64
+#define SDPA_WRITE_KV_THREADS 64
 
 /// Element strides of one of the two, new rows and cache.
 struct WriteKvStrides {

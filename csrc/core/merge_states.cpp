@@ -205,18 +205,19 @@ DispatchRecord record_of(const KernelRegistry& registry, const MergeProblem& p,
   Dispatch& dispatch = record.dispatch;
   dispatch.pipeline = plan_pipeline(
       registry, text_of("merge_states_", dtype_name(p.dtype), "_", dtype_name(p.out_dtype)), {});
-  dispatch.bindings = {
-      memory_binding(MERGE_BUFFER_OUTS, x.outs), memory_binding(MERGE_BUFFER_LSES, x.lses),
-      memory_binding(MERGE_BUFFER_OUT, x.out), memory_binding(MERGE_BUFFER_LSE, x.lse)};
+  dispatch.bindings = {memory_binding(SDPA_STATES_BUFFER_OUTS, x.outs),
+                       memory_binding(SDPA_STATES_BUFFER_LSES, x.lses),
+                       memory_binding(SDPA_STATES_BUFFER_OUT, x.out),
+                       memory_binding(SDPA_STATES_BUFFER_LSE, x.lse)};
   const MergeArgs args = args_of(p);
   DispatchBinding& inlined = dispatch.bindings.emplace_back();
-  inlined.index = MERGE_BUFFER_ARGS;
+  inlined.index = SDPA_STATES_BUFFER_ARGS;
   inlined.byte_len = sizeof(args);
   inlined.bytes.resize(sizeof(args));
   std::memcpy(inlined.bytes.data(), &args, sizeof(args));
   dispatch.threadgroups = {static_cast<std::uint32_t>(p.batch), static_cast<std::uint32_t>(p.heads),
                            static_cast<std::uint32_t>(p.rows)};
-  dispatch.threadgroup_size = {MERGE_COLUMNS, 1, 1};
+  dispatch.threadgroup_size = {SDPA_STATES_COLUMNS, 1, 1};
   // A weighted sum that carries its error along, in multiply-adds of the attention kernels.
   constexpr double kFlopsPerElement = 8;
   dispatch.flops = kFlopsPerElement * static_cast<double>(p.n_states * p.width) *

@@ -188,20 +188,20 @@ DispatchRecord record_of(const KernelRegistry& registry, const WriteKvProblem& p
   Dispatch& dispatch = record.dispatch;
   dispatch.pipeline =
       plan_pipeline(registry, p.dtype == DType::f32 ? "write_kv_32" : "write_kv_16", {});
-  dispatch.bindings = {memory_binding(WRITE_KV_BUFFER_NEW_K, x.new_k),
-                       memory_binding(WRITE_KV_BUFFER_NEW_V, x.new_v),
-                       memory_binding(WRITE_KV_BUFFER_K_CACHE, x.k_cache),
-                       memory_binding(WRITE_KV_BUFFER_V_CACHE, x.v_cache),
-                       memory_binding(WRITE_KV_BUFFER_SLOTS, x.slots)};
+  dispatch.bindings = {memory_binding(SDPA_WRITE_KV_BUFFER_NEW_K, x.new_k),
+                       memory_binding(SDPA_WRITE_KV_BUFFER_NEW_V, x.new_v),
+                       memory_binding(SDPA_WRITE_KV_BUFFER_K_CACHE, x.k_cache),
+                       memory_binding(SDPA_WRITE_KV_BUFFER_V_CACHE, x.v_cache),
+                       memory_binding(SDPA_WRITE_KV_BUFFER_SLOTS, x.slots)};
   const WriteKvArgs args = args_of(p);
   DispatchBinding& inlined = dispatch.bindings.emplace_back();
-  inlined.index = WRITE_KV_BUFFER_ARGS;
+  inlined.index = SDPA_WRITE_KV_BUFFER_ARGS;
   inlined.byte_len = sizeof(args);
   inlined.bytes.resize(sizeof(args));
   std::memcpy(inlined.bytes.data(), &args, sizeof(args));
   dispatch.threadgroups = {static_cast<std::uint32_t>(p.tokens),
                            static_cast<std::uint32_t>(p.heads), 1};
-  dispatch.threadgroup_size = {WRITE_KV_THREADS, 1, 1};
+  dispatch.threadgroup_size = {SDPA_WRITE_KV_THREADS, 1, 1};
   // A copy is as much work as so many multiply-adds an element, by the memory that it waits for.
   constexpr double kFlopsPerElement = 4;
   dispatch.flops = kFlopsPerElement * static_cast<double>(p.head_dim + p.value_dim) *

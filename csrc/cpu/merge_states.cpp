@@ -89,7 +89,7 @@ SdpaStrides within_state(const MergeStateStrides& stride) {
 
 template <typename In, typename Out>
 void merge_states_kernel(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
-  const MergeArgs& args = launch.value<MergeArgs>(MERGE_BUFFER_ARGS);
+  const MergeArgs& args = launch.value<MergeArgs>(SDPA_STATES_BUFFER_ARGS);
   const GridSize& grid = launch.threadgroups;
   const int width = static_cast<int>(args.width);
   Merged merged;
@@ -98,17 +98,18 @@ void merge_states_kernel(const NativeLaunch& launch, WorkRange work, StopToken& 
     const auto b = static_cast<sdpa_i64>(group % grid.x);
     const auto h = static_cast<sdpa_i64>(group / grid.x % grid.y);
     const auto i = static_cast<sdpa_i64>(group / grid.x / grid.y);
-    const RowStates<In> row{at(launch.buffer<const In>(MERGE_BUFFER_OUTS), args.outs_offset,
+    const RowStates<In> row{at(launch.buffer<const In>(SDPA_STATES_BUFFER_OUTS), args.outs_offset,
                                within_state(args.outs_stride), b, h, i),
-                            at(launch.buffer<const float>(MERGE_BUFFER_LSES), args.lses_offset,
-                               within_state(args.lses_stride), b, h, i),
+                            at(launch.buffer<const float>(SDPA_STATES_BUFFER_LSES),
+                               args.lses_offset, within_state(args.lses_stride), b, h, i),
                             args.outs_stride.state, args.lses_stride.state, args.n_states};
     const float largest = largest_lse(row);
     merge_row(row, largest, width, merged);
     write_row(
         merged, largest, width,
-        at(launch.buffer<Out>(MERGE_BUFFER_OUT), args.out_offset, args.out_stride, b, h, i),
-        at(launch.buffer<float>(MERGE_BUFFER_LSE), args.lse_offset, args.lse_stride, b, h, i));
+        at(launch.buffer<Out>(SDPA_STATES_BUFFER_OUT), args.out_offset, args.out_stride, b, h, i),
+        at(launch.buffer<float>(SDPA_STATES_BUFFER_LSE), args.lse_offset, args.lse_stride, b, h,
+           i));
   }
 }
 

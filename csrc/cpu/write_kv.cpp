@@ -28,8 +28,8 @@ void copy_row(const WriteKvStrides& stride, const Place& at, const T* from, T* t
 
 template <typename T>
 void write_kv_kernel(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
-  const WriteKvArgs& args = launch.value<WriteKvArgs>(WRITE_KV_BUFFER_ARGS);
-  const auto* slots = launch.buffer<const sdpa_i32>(WRITE_KV_BUFFER_SLOTS);
+  const WriteKvArgs& args = launch.value<WriteKvArgs>(SDPA_WRITE_KV_BUFFER_ARGS);
+  const auto* slots = launch.buffer<const sdpa_i32>(SDPA_WRITE_KV_BUFFER_SLOTS);
   const std::uint64_t tokens = launch.threadgroups.x;
   if (stop.stop_requested()) return;
   for (std::uint64_t group = work.begin; group < work.end; ++group) {
@@ -37,10 +37,10 @@ void write_kv_kernel(const NativeLaunch& launch, WorkRange work, StopToken& stop
     if (slot < 0 || slot >= args.n_slots) continue;
     const Place at{static_cast<sdpa_i64>(group % tokens), static_cast<sdpa_i64>(group / tokens),
                    slot / args.page_size, slot % args.page_size};
-    copy_row(args.k, at, launch.buffer<const T>(WRITE_KV_BUFFER_NEW_K),
-             launch.buffer<T>(WRITE_KV_BUFFER_K_CACHE), args.head_dim);
-    copy_row(args.v, at, launch.buffer<const T>(WRITE_KV_BUFFER_NEW_V),
-             launch.buffer<T>(WRITE_KV_BUFFER_V_CACHE), args.value_dim);
+    copy_row(args.k, at, launch.buffer<const T>(SDPA_WRITE_KV_BUFFER_NEW_K),
+             launch.buffer<T>(SDPA_WRITE_KV_BUFFER_K_CACHE), args.head_dim);
+    copy_row(args.v, at, launch.buffer<const T>(SDPA_WRITE_KV_BUFFER_NEW_V),
+             launch.buffer<T>(SDPA_WRITE_KV_BUFFER_V_CACHE), args.value_dim);
   }
 }
 
