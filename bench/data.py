@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
+from .features import alibi_slopes, distances, seen_keys
 from .shapes import Case
 
 NUMPY_DTYPES = {
@@ -28,6 +29,34 @@ class Inputs:
     case: Case
     q: np.ndarray
     caches: list[tuple[np.ndarray, np.ndarray]]
+    bias: np.ndarray | None = None  # f32 [L, S]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """True where a query sees a key, [L, S]."""
+        return seen_keys(self.case.feature, self.case.causal, self.case.L, self.case.S)
+
+    @property
+    def slopes(self) -> np.ndarray | None:
+        return alibi_slopes(self.case.Hq) if self.case.feature.alibi else None
+
+    @property
+    def sinks(self) -> np.ndarray | None:
+        """f32 [Hq], about as large as a score."""
+        if not self.case.feature.sinks:
+            return None
+        return np.linspace(-1.0, 3.0, self.case.Hq, dtype=np.float32)
+
+    def whole_bias(self) -> np.ndarray:
+        """What is added to the scores, f32 [1 or Hq, L, S]: for a library that has no ALiBi."""
+        if self.bias is not None:
+            return self.bias[None]
+        assert self.slopes is not None
+        return -self.slopes[:, None, None] * distances(self.case.L, self.case.S)
+
+    def of(self, case: Case) -> Inputs:
+        """The same arrays for another case of their shape."""
+        return replace(self, case=case, bias=self.bias if case.feature.bias else None)
 
     @property
     def scale(self) -> float:
@@ -82,4 +111,5 @@ def make_inputs(case: Case, pool: Pool, cache_bytes: int) -> Inputs:
         (pool.draw(kv_shape, case.dtype), pool.draw(kv_shape, case.dtype))
         for _ in range(cache_count(case, cache_bytes))
     ]
-    return Inputs(case, q, caches)
+    bias = pool.draw((case.L, case.S), "f32") if case.feature.bias else None
+    return Inputs(case, q, caches, bias)

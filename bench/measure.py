@@ -38,11 +38,16 @@ class Measurement:
     ours: Entry
     peers: list[Entry]
     loads: list[float]  # pure-load sweeps over the same bytes; empty where calls do not rotate
+    without: Entry | None = None  # ours without the case's feature
 
 
 def prepare(peer: Peer, inputs: Inputs, oracle: Oracle) -> Entry:
     """Binds every variant, checks its result and keeps the quickest."""
     entry = Entry(peer.name, peer)
+    missing = inputs.case.feature.needs - peer.features
+    if missing:
+        entry.reason = f"has no {', '.join(sorted(missing))}"
+        return entry
     try:
         variants = peer.variants(inputs.case)
     except UnsupportedCaseError as error:
@@ -98,6 +103,11 @@ def measure_case(
     oracle = Oracle(inputs)
     own = prepare(ours, inputs, oracle)
     others = [prepare(peer, inputs, oracle) for peer in peers]
+    without = None
+    if case.without is not None:
+        plain = inputs.of(case.without)
+        without = prepare(ours, plain, Oracle(plain))
+        others.append(without)
     entries = [entry for entry in (own, *others) if entry.bound is not None]
     for entry in entries:
         plan_rounds(entry, own.expected if own.bound else None, runs)
@@ -115,7 +125,9 @@ def measure_case(
                 )
     for entry in entries:
         entry.bound = None
-    return Measurement(case, own, others, loads)
+    if without is not None:
+        others.remove(without)
+    return Measurement(case, own, others, loads, without)
 
 
 def measure_curve(

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from .data import Inputs
+from .features import distances
 
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
@@ -17,6 +18,9 @@ SAMPLED_ROWS = 6
 # A library keeps what precision it likes (ours is held to its bound, too), but a wrong mask, head
 # or layout is an error of order 1.
 WRONG_ABOVE = 0.05
+
+# Keys further below the largest score have no weight in f32: their bias is not in the bound.
+COUNTING_BELOW = 104.0
 
 Row = tuple[int, int, int]  # b, h, i
 
@@ -44,18 +48,36 @@ def sample_rows(inputs: Inputs) -> list[Row]:
     return [(int(n // per_batch), int(n // case.L % case.Hq), int(n % case.L)) for n in flat]
 
 
+def exact_bias(inputs: Inputs, h: int, i: int) -> np.ndarray:
+    """What is added to the scores of query i of head h, [S]."""
+    case = inputs.case
+    bias = np.zeros(case.S)
+    if inputs.bias is not None:
+        bias += inputs.bias[i]
+    if inputs.slopes is not None:
+        bias -= float(inputs.slopes[h]) * distances(case.L, case.S)[i]
+    return bias
+
+
 def exact_row(inputs: Inputs, row: Row) -> ExactRow:
     """Attention of one row over the first cache."""
     case = inputs.case
     b, h, i = row
-    visible = case.S - case.L + i + 1 if case.causal else case.S
-    k, v = (cache[b, h // case.group, :visible].astype(np.float64) for cache in inputs.caches[0])
+    seen = inputs.seen[i]
+    k, v = (cache[b, h // case.group, seen].astype(np.float64) for cache in inputs.caches[0])
     q = inputs.q[b, h, i].astype(np.float64)
     scores = k @ q * inputs.scale
-    weights = np.exp(scores - scores.max())
-    weights /= weights.sum()
+    if case.feature.softcap:
+        scores = case.feature.softcap * np.tanh(scores / case.feature.softcap)
+    bias = exact_bias(inputs, h, i)[seen]
+    scores = scores + bias
+    sink = -math.inf if inputs.sinks is None else float(inputs.sinks[h])
+    largest = max(scores.max(), sink)
+    weights = np.exp(scores - largest)
+    weights /= weights.sum() + math.exp(sink - largest)
     scale = float(np.linalg.norm(weights @ np.abs(v)))
     largest_score = float(np.linalg.norm(q) * np.linalg.norm(k, axis=1).max()) * inputs.scale
+    largest_score += float(np.abs(bias[scores > largest - COUNTING_BELOW]).max(initial=0.0))
     bound = UNIT_ROUNDOFF["f32"] * (16.0 + 6.0 * largest_score)
     if case.dtype != "f32":
         factor = 1.25 if case.D >= 8 else 2.0

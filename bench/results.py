@@ -60,6 +60,14 @@ def share_of_limit(measurement: Measurement, peaks: Peaks) -> float | None:
     )
 
 
+def feature_cost(measurement: Measurement) -> float | None:
+    """Our time over our time without the feature; None for a case that has none."""
+    without = measurement.without
+    if without is None or not without.samples or not measurement.ours.samples:
+        return None
+    return 1 / paired_ratio(without.samples, measurement.ours.samples).ratio
+
+
 def cell_record(measurement: Measurement, peaks: Peaks) -> Record:
     case = measurement.case
     peers = {entry.name: entry_record(entry, case, measurement.ours) for entry in measurement.peers}
@@ -81,6 +89,9 @@ def cell_record(measurement: Measurement, peaks: Peaks) -> Record:
         "target_share": target_share(case),
         "target_ratio": target_ratio(case),
         "ours": entry_record(measurement.ours, case, None),
+        "feature": case.feature.name,
+        "cost": feature_cost(measurement),
+        "cost_limit": case.feature.cost_limit,
         "peers": peers,
         "best_peer": best,
         "rival": rival,
@@ -131,6 +142,11 @@ def lags(cell: Record) -> bool:
     return room and cell["ratio"] < cell["target_ratio"]
 
 
+def is_dear(cell: Record) -> bool:
+    """The feature costs more than its limit."""
+    return None not in (cell["cost"], cell["cost_limit"]) and cell["cost"] > cell["cost_limit"]
+
+
 def under_target(cell: Record) -> bool:
     target, share = cell["target_share"], cell["share_of_limit"]
     return target is not None and share is not None and share < target
@@ -167,5 +183,6 @@ def summary(cells: list[Record], curves: list[Record]) -> Record:
         "under_target": keys(
             under_target, lambda cell: cell["share_of_limit"] / cell["target_share"]
         ),
+        "dear_features": keys(is_dear, lambda cell: cell["cost_limit"] / cell["cost"]),
         "steep_curves": [curve["dtype"] for curve in curves if is_steep(curve)],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from .features import seen_keys
 from .shapes import Case
 
 # A peer below this ratio wins; between it and LEAD ours does not lead by the margin that we want.
@@ -40,7 +41,10 @@ def visible_pairs(L: int, S: int, causal: bool) -> int:
 
 def flop_count(case: Case) -> int:
     """One multiply and one add for each element of K and of V that a query meets."""
-    pairs = visible_pairs(case.L, case.S, case.causal)
+    if case.feature.window or case.feature.mask:
+        pairs = int(seen_keys(case.feature, case.causal, case.L, case.S).sum())
+    else:
+        pairs = visible_pairs(case.L, case.S, case.causal)
     return 4 * case.B * case.Hq * pairs * case.D
 
 

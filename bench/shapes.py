@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .features import FULL_MASK, PLAIN, Feature
 
 DTYPES = ("f32", "f16", "bf16")
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
@@ -33,6 +35,7 @@ class Case:
     arrays: str = "numpy"  # what our side is called with: "numpy" or "torch"
     quick: bool = False  # part of --quick
     target: str = ""  # a row of the targets in roofline.py; empty: only the ratio counts
+    feature: Feature = PLAIN
 
     @property
     def name(self) -> str:
@@ -40,7 +43,9 @@ class Case:
         lengths = f"L{self.L}" if self.L == self.S else f"L{self.L} S{self.S}"
         mask = "" if self.causal or self.L == 1 else " full"
         arrays = f" {self.arrays}" if self.family == "tiny" else ""
-        return f"{batch}{lengths} D{self.D} {self.Hq}/{self.Hkv} {self.dtype}{mask}{arrays}"
+        feature = f" {self.feature.name}" if self.feature.name else ""
+        heads = f"{self.Hq}/{self.Hkv}"
+        return f"{batch}{lengths} D{self.D} {heads} {self.dtype}{mask}{feature}{arrays}"
 
     @property
     def key(self) -> str:
@@ -51,6 +56,15 @@ class Case:
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.Hq // self.Hkv
+
+    @property
+    def without(self) -> Case | None:
+        """What the cost of the feature is held against; None for a case that has none."""
+        if self.feature.needs == PLAIN.needs or self.feature is FULL_MASK:
+            return None
+        feature = FULL_MASK if self.feature.mask == "blocks" else PLAIN
+        causal = self.causal or self.feature.mask == "causal"
+        return replace(self, feature=feature, causal=causal)
 
     @property
     def kv_bytes(self) -> int:
@@ -123,6 +137,27 @@ def _tiny() -> Iterator[Case]:
         yield Case("tiny", dtype, 16, 16, D=64, Hq=8, Hkv=8)
 
 
+def _features() -> Iterator[Case]:
+    """Limits of section 6 of the contract of the features; None: nothing is promised."""
+    window = Feature("window 1024", window=1024, cost_limit=1 / 6)
+    for dtype in ("f32", "bf16"):
+        yield Case("features", dtype, 16384, 16384, Hq=4, Hkv=1, feature=window)
+        yield Case("features", dtype, 1, 32768, feature=Feature("window 1024", window=1024))
+        for feature in (
+            Feature("softcap", softcap=30.0, cost_limit=1.25),
+            Feature("alibi", alibi=True, cost_limit=1.25),
+            Feature("bias", bias=True, cost_limit=1.25),
+            Feature("window 256", window=256),
+        ):
+            yield Case("features", dtype, 1024, 1024, feature=feature)
+        mask = Feature("mask", mask="causal", cost_limit=1.15)
+        yield Case("features", dtype, 1024, 1024, causal=False, feature=mask)
+        blocks = Feature("8 blocks", mask="blocks", cost_limit=1 / 4)
+        yield Case("features", dtype, 2048, 2048, causal=False, feature=blocks)
+        for feature in (Feature("softcap", softcap=30.0), Feature("sinks", sinks=True)):
+            yield Case("features", dtype, 1, 4096, feature=feature)
+
+
 def curve_case(dtype: str, L: int) -> Case:
     """One point of the curve t(L), which is measured for ours alone."""
     return Case("curve", dtype, L, 4096)
@@ -130,5 +165,5 @@ def curve_case(dtype: str, L: int) -> Case:
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the table."""
-    families = (_prefill, _full, _chunk, _decode, _tiny, _head_dims)
+    families = (_prefill, _full, _chunk, _decode, _features, _tiny, _head_dims)
     return [case for family in families for case in family()]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .formats import format_rate, format_seconds, format_share
-from .results import is_wrong, loses, steepest, under_target
+from .results import is_dear, is_wrong, loses, steepest, under_target
 from .roofline import LEAD, WINS_BELOW
 
 Record = dict[str, Any]
@@ -41,6 +41,8 @@ def cell_row(cell: Record, peers: list[str]) -> list[str]:
     row.append(f"{best['low']:.2f}-{best['high']:.2f}" if "low" in best else "-")
     marks = [mark for test, mark in ((is_wrong, "WRONG"), (loses, "loses")) if test(cell)]
     row.append(f"[bold red]{' '.join(marks)}[/]" if marks else "")
+    if cell["cost"] is not None:
+        row[-1] += f"[{'yellow' if is_dear(cell) else 'green'}]{cell['cost']:.2f} of without[/]"
     return row
 
 
@@ -63,6 +65,7 @@ def print_summary(console: Console, document: Record) -> None:
         "peer_wins": f"[bold red]a peer wins[/] (ratio < {WINS_BELOW})",
         "short_lead": "ahead by less than the target",
         "under_target": "under the target share of the machine's limit",
+        "dear_features": "a feature that costs more than its limit",
     }
     for name, heading in headings.items():
         keys = document["summary"][name]
@@ -81,6 +84,8 @@ def summary_line(cell: Record, name: str) -> str:
         return f"{cell['key']}: {cell['ours']['reason']}"
     if name == "wrong":
         return f"{cell['key']}: {cell['ours']['error_share_of_bound']:.2g} times the bound"
+    if name == "dear_features":
+        return f"{cell['key']}: {cell['cost']:.2f} of without, at most {cell['cost_limit']:.2f}"
     if name == "under_target":
         return f"{cell['key']}: {format_share(cell)}"
     return f"{cell['key']}: {cell['ratio']:.2f} against {cell['rival']}"

@@ -20,6 +20,8 @@
 #include <metal_stdlib>
 
 #include "fragment.h"
+#include "row_finish.h"
+#include "score_rule.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 #include "sdpa_spans.h"
@@ -58,7 +60,33 @@ struct TeamRows {
   }
 };
 
-/// The keys of a span that some row of a team sees: the first `count` of it, under one KV head.
+/// Keys begin..end of a span, counted from its first one.
+struct KeyRange {
+  int begin;
+  int end;
+};
+
+/// A span of the keys of a sequence under one KV head.
+struct SpanPlace {
+  SdpaWorkItem item;  ///< the sequence
+  long kv_h;
+  long span;
+  long first_key;
+
+  /// What of a band lies in the span.
+  KeyRange part_of(SdpaBand band) const {
+    const long n_keys = long(item.span_len);
+    KeyRange range;
+    range.begin = 0;
+    if (windowed) {
+      range.begin = int(metal::min(metal::max(band.begin - first_key, 0l), n_keys));
+    }
+    range.end = int(metal::min(metal::max(band.end - first_key, 0l), n_keys));
+    return range;
+  }
+};
+
+/// The keys of a span that some row of a team sees, under one KV head, and those that all see.
 /// Teams that share rows have the same, and take its tiles by turns.
 template <typename T>
 struct TeamKeys {
@@ -66,7 +94,8 @@ struct TeamKeys {
   device const T* v;
   long k_row;
   long v_row;
-  int count;
+  KeyRange any;
+  KeyRange all;
 };
 
 template <typename T, int kDim, bool kPrefill>
@@ -104,14 +133,15 @@ struct AttentionTile {
   LanePosition at;
   int slice_begin;  ///< first element of the slice
   int head_dim;
-  float scale;
+  ScoreRule rule;
   Pair q[kRowTiles][kFragments];
   float2 o[kRowTiles][kFragments];
   float2 o_compensation[kCompensated ? kRowTiles : 1][kCompensated ? kFragments : 1];
   float2 reference[kRowTiles];  ///< of the two rows of this lane's columns
   float2 sum[kRowTiles];        ///< of this lane's weights
   float2 sum_compensation[kRowTiles];
-  int visible[kRowTiles][2];  ///< keys that each of the two rows sees
+  KeyRange band[kRowTiles][2];  ///< keys that each of the two rows sees, before a mask
+  RowRule row_rule[kRowTiles][2];
 
   /// This lane's first element within chunk `chunk` of a row.
   int element(int chunk) const {
@@ -122,7 +152,7 @@ struct AttentionTile {
     at = lane_position(lane);
     slice_begin = slice * kSliceDim;
     head_dim = int(args.head_dim);
-    scale = args.scale;
+    rule.init(args);
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       reference[r] = float2(-INFINITY);
@@ -156,16 +186,22 @@ struct AttentionTile {
     }
   }
 
-  /// Sets what each row sees of the `count` keys from key `first_key` of the sequence.
-  void set_visible(thread const SdpaArgs& args, SdpaSequence sequence, thread const TeamRows& rows,
-                   long first_key, int count) {
+  /// Sets what each of this lane's rows sees of a team's span, and what its scores become. A row
+  /// that does not exist is the last one again: what it reads is there.
+  void set_rows(thread const SdpaArgs& args, thread const SpanPlace& span,
+                thread const TeamRows& rows) {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int packed = rows.begin + 8 * r + 2 * at.pair + e;
-        const long seen = visible_keys(args, sequence, rows.query(packed)) - first_key;
-        visible[r][e] = int(metal::min(metal::max(seen, 0l), long(count)));
+        const int packed = metal::min(rows.begin + 8 * r + 2 * at.pair + e, rows.end - 1);
+        const SdpaSequence sequence = span.item.sequence;
+        const long i = rows.query(packed);
+        band[r][e] = span.part_of(band_of(args, sequence, i));
+        if (!alibi && !has_mask) continue;
+        const long h = span.kv_h * rows.group + rows.head(packed);
+        row_rule[r][e] =
+            rule.row(args, sequence, long(span.item.batch_index), h, i, span.first_key);
       }
     }
   }
@@ -183,13 +219,14 @@ struct AttentionTile {
     }
   }
 
-  /// Loads keys first .. first + kKeys - 1, of which at least one is under count; past the last,
-  /// the last one again.
-  void load(device const T* start, long row_stride, int first, int count,
+  /// Loads keys first .. first + kKeys - 1, of which at least one is in use; past the last, the
+  /// last one again, before the first, that one.
+  void load(device const T* start, long row_stride, int first, KeyRange used,
             thread KeyTile& tile) const {
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
-      const int key = metal::min(first + 8 * j + at.row, count - 1);
+      int key = metal::min(first + 8 * j + at.row, used.end - 1);
+      if (windowed) key = metal::max(key, used.begin);
       load_row(start + key * row_stride, true, tile.pairs[j]);
     }
   }
@@ -263,24 +300,108 @@ struct AttentionTile {
     }
   }
 
-  /// Scales scores; -inf where a row does not see the key. all_visible: every row sees every key of
-  /// the tile.
-  void mask_scores(thread float2 (&scores)[kRowTiles][kKeyTiles], int first, bool all_visible) {
+  /// The first tile from `first` on, every `step`-th key, that some row sees a key of; at or past
+  /// the last key where there is none. `seen`: what a boolean mask leaves of it.
+  int next_seen(thread const TeamKeys<T>& keys, int first, int step, thread uint& seen) const {
+    if (!masked) return first;
+    SDPA_ROLLED
+    for (; first < keys.any.end; first += step) {
+      seen = seen_by_mask(keys, first);
+      if (metal::simd_any(seen != 0)) break;
+    }
+    return first;
+  }
+
+  /// Whether some row sees a key of the tile.
+  bool is_seen(thread const TeamKeys<T>& keys, int first, thread uint& seen) const {
+    if (first >= keys.any.end || (windowed && first + kKeys <= keys.any.begin)) return false;
+    if (!masked) return true;
+    seen = seen_by_mask(keys, first);
+    return metal::simd_any(seen != 0);
+  }
+
+  /// Which of this lane's scores of a tile a boolean mask and the bands leave: bit
+  /// (r * kKeyTiles + j) * 2 + e.
+  uint seen_by_mask(thread const TeamKeys<T>& keys, int first) const {
+    uint seen = 0;
+    SDPA_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
+      SDPA_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        SDPA_UNROLL
+        for (int j = 0; j < kKeyTiles; ++j) {
+          const int key = first + 8 * j + at.row;
+          const bool lets_see = rule.lets_see(row_rule[r][e], mask_column(keys, key));
+          if (lets_see && in_band(r, e, key)) seen |= 1u << ((r * kKeyTiles + j) * 2 + e);
+        }
+      }
+    }
+    return seen;
+  }
+
+  bool in_band(int r, int e, int key) const {
+    return key < band[r][e].end && (!windowed || key >= band[r][e].begin);
+  }
+
+  /// A key whose mask there is to read, for one that may be past the last.
+  static long mask_column(thread const TeamKeys<T>& keys, int key) {
+    return long(metal::min(key, keys.any.end - 1));
+  }
+
+  /// What all of a tile's scores become but for what hides keys.
+  void transform_scores(thread float2 (&scores)[kRowTiles][kKeyTiles],
+                        thread const TeamKeys<T>& keys, int first) const {
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
-        scores[r][j] = float2(scores[r][j].x * scale, scores[r][j].y * scale);
+        scores[r][j] = float2(rule.scaled(scores[r][j].x), rule.scaled(scores[r][j].y));
+        if (!alibi) continue;
+        const long key = first + 8 * j + at.row;
+        scores[r][j] = float2(scores[r][j].x - rule.penalty(row_rule[r][0], key),
+                              scores[r][j].y - rule.penalty(row_rule[r][1], key));
       }
     }
-    if (all_visible) return;
+    if (!biased) return;
+    if (rule.mask_kind == SDPA_ELEMENT_F16) {
+      add_bias<half>(scores, keys, first);
+    } else if (rule.mask_kind == SDPA_ELEMENT_BF16) {
+      add_bias<bfloat>(scores, keys, first);
+    } else {
+      add_bias<float>(scores, keys, first);
+    }
+  }
+
+  template <typename Bias>
+  void add_bias(thread float2 (&scores)[kRowTiles][kKeyTiles], thread const TeamKeys<T>& keys,
+                int first) const {
+    device const Bias* bias = reinterpret_cast<device const Bias*>(rule.mask);
+    SDPA_UNROLL
+    for (int j = 0; j < kKeyTiles; ++j) {
+      const long column = mask_column(keys, first + 8 * j + at.row) * rule.mask_key;
+      SDPA_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) {
+        scores[r][j] = float2(plus_bias(scores[r][j].x, float(bias[row_rule[r][0].mask + column])),
+                              plus_bias(scores[r][j].y, float(bias[row_rule[r][1].mask + column])));
+      }
+    }
+  }
+
+  /// Makes scores of products; -inf where a row does not see the key. `seen` is what a boolean mask
+  /// leaves.
+  void apply_rule(thread float2 (&scores)[kRowTiles][kKeyTiles], thread const TeamKeys<T>& keys,
+                  int first, uint seen) const {
+    transform_scores(scores, keys, first);
+    const bool all_seen = first + kKeys <= keys.all.end && (!windowed || first >= keys.all.begin);
+    if (!masked && all_seen) return;
     SDPA_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       SDPA_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
         const int key = first + 8 * j + at.row;
-        if (key >= visible[r][0]) scores[r][j].x = -INFINITY;
-        if (key >= visible[r][1]) scores[r][j].y = -INFINITY;
+        const int bit = (r * kKeyTiles + j) * 2;
+        if (masked ? (seen >> bit & 1u) == 0 : !in_band(r, 0, key)) scores[r][j].x = -INFINITY;
+        if (masked ? (seen >> bit & 2u) == 0 : !in_band(r, 1, key)) scores[r][j].y = -INFINITY;
       }
     }
   }
@@ -376,69 +497,83 @@ struct AttentionTile {
     }
   }
 
-  /// Sets to zero what `load` repeated past the last key: a weight of 0 times inf is NaN. Rows are
-  /// put right in the end whatever they met, but this is quicker.
-  void clear_past(int first, int count, thread KeyTile& v) const {
+  /// Sets to zero what `load` repeated: a weight of 0 times inf is NaN. Rows are put right in the
+  /// end whatever they met, but this is quicker.
+  void clear_repeated(int first, KeyRange used, thread KeyTile& v) const {
+    if (first + kKeys <= used.end && (!windowed || first >= used.begin)) return;
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
-      if (first + 8 * j + at.row < count) continue;
+      const int key = first + 8 * j + at.row;
+      if (key < used.end && (!windowed || key >= used.begin)) continue;
       SDPA_UNROLL
       for (int f = 0; f < kFragments; ++f) v.pairs[j][f] = Pair(T(0.0f));
     }
   }
 
-  /// Every `step`-th key tile from key `begin` on, for a team that is one simdgroup; k holds the
-  /// first of them. The first n_all_visible keys of the span are seen by every row. Loads are
+  /// Key tiles from `first` on that some row sees, every `step`-th key, for a team that is one
+  /// simdgroup; k holds the first of them and `seen` what a boolean mask leaves of it. Loads are
   /// issued a tile before what needs them, except V's in prefill, whose registers are full.
-  void attend(thread const TeamKeys<T>& keys, int n_all_visible, int begin, int step,
-              thread KeyTile& k) {
-    for (int first = begin; first < keys.count; first += step * kKeys) {
+  void attend(thread const TeamKeys<T>& keys, int first, int step, uint seen, thread KeyTile& k) {
+    while (first < keys.any.end) {
       float2 scores[kRowTiles][kKeyTiles];
       float2 weights[kRowTiles][kKeyTiles];
       KeyTile v;
-      const int next = first + step * kKeys;
-      if (!kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
+      uint next_bits = 0;
+      const int next = next_seen(keys, first + step, step, next_bits);
+      if (!kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
       multiply_scores(k, scores);
-      if (!kPrefill && next < keys.count) load(keys.k, keys.k_row, next, keys.count, k);
-      mask_scores(scores, first, first + kKeys <= n_all_visible);
+      if (!kPrefill && next < keys.any.end) load(keys.k, keys.k_row, next, keys.any, k);
+      apply_rule(scores, keys, first, seen);
       softmax(scores, weights);
-      if (kPrefill) load(keys.v, keys.v_row, first, keys.count, v);
-      if (first + kKeys > keys.count) clear_past(first, keys.count, v);
+      if (kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
+      clear_repeated(first, keys.any, v);
       multiply_values(weights, v);
-      if (kPrefill) load(keys.k, keys.k_row, next, keys.count, k);
+      // Where all keys are seen the last of them may be loaded again.
+      if (kPrefill && (!masked || next < keys.any.end)) load(keys.k, keys.k_row, next, keys.any, k);
+      first = next;
+      seen = next_bits;
     }
   }
 
-  /// Keys of a team of several simdgroups; k holds the first tile. All teams of the
-  /// threadgroup take max_count / kKeys turns, since they meet at its barriers. `exchange` is the
-  /// team's: two buffers, turn_stride apart. A buffer is written again two turns later, after the
-  /// barrier of the turn between.
-  void attend_sliced(thread const TeamKeys<T>& keys, int n_all_visible, int max_count,
+  /// Keys of a team of several simdgroups; k holds the tile at `first`, if a row sees it. All teams
+  /// of the threadgroup take turns from there to `end`, since they meet at its barriers.
+  /// `exchange` is the team's: two buffers, turn_stride apart. A buffer is written again two turns
+  /// later, after the barrier of the turn between.
+  void attend_sliced(thread const TeamKeys<T>& keys, int first, int end, uint seen,
                      threadgroup float2* exchange, int turn_stride, int slice, int lane,
                      thread KeyTile& k) {
     threadgroup float2* turn = exchange;
     threadgroup float2* other = exchange + turn_stride;
     KeyTile v;
-    if (keys.count > 0) load(keys.v, keys.v_row, 0, keys.count, v);
-    for (int first = 0; first < max_count; first += kKeys) {
-      const bool active = first < keys.count;
+    bool active = is_seen(keys, first, seen);
+    if (active) load(keys.v, keys.v_row, first, keys.any, v);
+    for (; first < end; first += kKeys) {
       const int next = first + kKeys;
+      uint next_bits = 0;
       float2 scores[kRowTiles][kKeyTiles];
+      const bool next_active = is_seen(keys, next, next_bits);
+      // Behind an active tile the next one is loaded without a question, which is quicker; past the
+      // last key that is the last one again.
+      const bool joins = (windowed || masked) && !active && next_active;
       if (active) {
         multiply_scores(k, scores);
         put_scores(scores, turn, slice, lane);
-        load(keys.k, keys.k_row, next, keys.count, k);
+        if (!masked || next_active) load(keys.k, keys.k_row, next, keys.any, k);
       }
+      if (joins) load(keys.k, keys.k_row, next, keys.any, k);
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
         float2 weights[kRowTiles][kKeyTiles];
         take_scores(scores, turn, lane);
-        mask_scores(scores, first, first + kKeys <= n_all_visible);
+        apply_rule(scores, keys, first, seen);
         softmax(scores, weights);
-        if (first + kKeys > keys.count) clear_past(first, keys.count, v);
+        clear_repeated(first, keys.any, v);
         multiply_values(weights, v);
-        load(keys.v, keys.v_row, next, keys.count, v);
+        if (!masked || next_active) load(keys.v, keys.v_row, next, keys.any, v);
       }
+      if (joins) load(keys.v, keys.v_row, next, keys.any, v);
+      active = next_active;
+      seen = next_bits;
       threadgroup float2* const used = turn;
       turn = other;
       other = used;
@@ -516,17 +651,17 @@ struct AttentionTile {
     return state;
   }
 
-  /// Writes this slice's part of row at.row of row tile r as output.
-  void store_output(int r, float row_sum, device T* row) const {
-    const float inverse = inverse_of_sum(row_sum);
+  /// Writes this slice's part of row at.row of row tile r as output from element `start` on.
+  void store_output(int r, RowFinish finish, device T* out, long start) const {
     SDPA_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (padded && element(c) >= head_dim) continue;
       SDPA_UNROLL
       for (int f = 0; f < kChunkFragments; ++f) {
         const float2 numerator = o[r][c * kChunkFragments + f];
-        row[element(c) + 2 * f] = T(normalised(numerator.x, inverse));
-        row[element(c) + 2 * f + 1] = T(normalised(numerator.y, inverse));
+        const long at_column = start + element(c) + 2 * f;
+        store_element(out, at_column, finished(numerator.x, finish));
+        store_element(out, at_column + 1, finished(numerator.y, finish));
       }
     }
   }

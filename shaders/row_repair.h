@@ -7,40 +7,44 @@
 #include <metal_stdlib>
 
 #include "lanes.h"
+#include "score_rule.h"
 #include "softmax_state.h"
 #include "unroll.h"
 
 namespace metal_sdpa {
 
-/// A row and the first keys of a span, those that it sees.
+/// A row and its band among the keys of a span.
 template <typename T>
-struct SeenKeys {
+struct BandKeys {
   device const T* q;
   device const T* k;
   device const T* v;
   long k_row;
   long v_row;
-  long count;
+  long begin;
+  long end;
+  RowRule rule;
 };
 
-/// Score of key j, by the whole simdgroup.
+/// Score of key j, by the whole simdgroup; -inf where a mask hides it.
 template <typename T>
-float score_of_key(thread const SeenKeys<T>& keys, long j, int head_dim, float scale, int lane) {
+float score_of_key(thread const BandKeys<T>& keys, thread const ScoreRule& rule, long j,
+                   int head_dim, int lane) {
   device const T* k = keys.k + j * keys.k_row;
   float product = 0.0f;
   SDPA_ROLLED
   for (int d = lane; d < head_dim; d += kLanes) {
     product = metal::fma(float(keys.q[d]), float(k[d]), product);
   }
-  return sum_of_lanes(product) * scale;
+  return rule.score(sum_of_lanes(product), keys.rule, j);
 }
 
 /// Writes columns first_column .. first_column + kWidth - 1 (those under head_dim) of a row: its
-/// numerators at `reference`, times what brings the sum of its weights to `sum`. A key whose score
-/// is -inf counts as not seen.
+/// numerators at `reference`, times what brings the sum of its weights to `sum`, times `factor`. A
+/// key whose score is -inf counts as not seen.
 template <int kWidth, typename T, typename Out>
-void repair_row(SeenKeys<T> keys, float scale, float reference, float sum, device Out* target,
-                int head_dim, int first_column, int lane) {
+void repair_row(BandKeys<T> keys, thread const ScoreRule& rule, float reference, float sum,
+                float factor, device Out* target, int head_dim, int first_column, int lane) {
   enum { kColumns = kWidth / kLanes };  // of a lane
   const float from = subtrahend(reference);
   float numerators[kColumns];
@@ -50,8 +54,8 @@ void repair_row(SeenKeys<T> keys, float scale, float reference, float sum, devic
   SDPA_UNROLL
   for (int c = 0; c < kColumns; ++c) numerators[c] = compensations[c] = 0.0f;
   SDPA_ROLLED
-  for (long j = 0; j < keys.count; ++j) {
-    const float score = score_of_key(keys, j, head_dim, scale, lane);
+  for (long j = keys.begin; j < keys.end; ++j) {
+    const float score = score_of_key(keys, rule, j, head_dim, lane);
     if (score == -INFINITY) continue;
     const float weight = weight_of(score, from);
     compensated_add(weights, weights_compensation, weight);
@@ -63,11 +67,11 @@ void repair_row(SeenKeys<T> keys, float scale, float reference, float sum, devic
       compensated_add_special(numerators[c], compensations[c], weighted(float(v[column]), weight));
     }
   }
-  const float factor = inverse_of_sum(weights) * sum;
+  const float to_sum = inverse_of_sum(weights) * sum;
   SDPA_UNROLL
   for (int c = 0; c < kColumns; ++c) {
     const int column = first_column + lane + kLanes * c;
-    if (column < head_dim) target[column] = Out(normalised(numerators[c], factor));
+    if (column < head_dim) target[column] = Out(normalised(numerators[c] * to_sum, factor));
   }
 }
 

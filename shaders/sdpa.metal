@@ -1,5 +1,5 @@
 // The straightforward kernel: one thread per query row.
-//   s_j = scale * (q . k_j)          for every visible key j
+//   s_j = scale * (q . k_j)          for every visible key j, or what score_rule.h makes of it
 //   out = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m)
 // Keys are taken in tiles with one softmax update a tile. Every sum over keys is short: a tile from
 // zero, then one compensated addition, so the error does not grow with the number of keys. A long
@@ -11,6 +11,8 @@
 // chain.
 #include <metal_stdlib>
 
+#include "row_finish.h"
+#include "score_rule.h"
 #include "sdpa_args.h"
 #include "sdpa_params.h"
 #include "sdpa_problem.h"
@@ -68,6 +70,7 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
   args.batch_begin = 0;
   args.head_begin = 0;
   args.head_end = params.n_heads;
+  args.seen_begin = 0;
   return args;
 }
 
@@ -107,19 +110,37 @@ void add_products(device const T* q, thread const KeyTile<T>& tile, int begin, i
   }
 }
 
-/// Scores of the tile's keys; -inf past the last.
+/// A row: its query, and what its scores become.
 template <typename T>
-void tile_scores(device const T* q, thread const KeyTile<T>& tile, int head_dim, float scale,
-                 thread float* scores) {
+struct Row {
+  device const T* q;
+  ScoreRule rule;
+  RowRule own;  ///< keys count from slot 0
+  int head_dim;
+  int value_dim;
+
+  /// Whether a boolean mask leaves a key of the tile.
+  bool sees(thread const KeyTile<T>& tile) const {
+    if (!masked) return true;
+    for (int j = 0; j < tile.count; ++j) {
+      if (rule.lets_see(own, tile.first + j)) return true;
+    }
+    return false;
+  }
+};
+
+/// Scores of the tile's keys; -inf past the last, and where a mask hides the key.
+template <typename T>
+void tile_scores(thread const Row<T>& row, thread const KeyTile<T>& tile, thread float* scores) {
   for (int j = 0; j < kTileKeys; ++j) scores[j] = 0.0f;
-  for (int begin = 0; begin < head_dim; begin += kDotBlock) {
+  for (int begin = 0; begin < row.head_dim; begin += kDotBlock) {
     float block[kTileKeys];
     for (int j = 0; j < kTileKeys; ++j) block[j] = 0.0f;
-    add_products(q, tile, begin, metal::min(begin + kDotBlock, head_dim), block);
+    add_products(row.q, tile, begin, metal::min(begin + kDotBlock, row.head_dim), block);
     for (int j = 0; j < kTileKeys; ++j) scores[j] += block[j];
   }
   for (int j = 0; j < kTileKeys; ++j) {
-    scores[j] = j < tile.count ? scores[j] * scale : -INFINITY;
+    scores[j] = j < tile.count ? row.rule.score(scores[j], row.own, tile.first + j) : -INFINITY;
   }
 }
 
@@ -203,10 +224,9 @@ void add_values(thread const KeyTile<T>& tile, thread const float* weights, floa
 
 /// One softmax update: the state takes in the tile's keys.
 template <typename T>
-void attend_tile(device const T* q, thread const KeyTile<T>& tile, thread const SdpaArgs& args,
-                 thread RowState& state) {
+void attend_tile(thread const Row<T>& row, thread const KeyTile<T>& tile, thread RowState& state) {
   float weights[kTileKeys];
-  tile_scores(q, tile, int(args.head_dim), args.scale, weights);
+  tile_scores(row, tile, weights);
   const float factor = state.raise_reference(weights);
   const float from = subtrahend(state.reference);
   float weight_sum = 0.0f;
@@ -215,22 +235,21 @@ void attend_tile(device const T* q, thread const KeyTile<T>& tile, thread const 
     weight_sum += weights[j];
   }
   compensated_add(state.sum, state.sum_compensation, weight_sum);
-  add_values(tile, weights, factor, int(args.value_dim), state);
+  add_values(tile, weights, factor, row.value_dim, state);
 }
 
 /// Adds the tile's keys to the numerators one by one, at the reference that the state has: values
 /// may be infinite or NaN, and a key whose score is -inf counts as not seen.
 template <typename T>
-void add_specials(device const T* q, thread const KeyTile<T>& tile, thread const SdpaArgs& args,
-                  thread RowState& state) {
+void add_specials(thread const Row<T>& row, thread const KeyTile<T>& tile, thread RowState& state) {
   float scores[kTileKeys];
-  tile_scores(q, tile, int(args.head_dim), args.scale, scores);
+  tile_scores(row, tile, scores);
   const float from = subtrahend(state.reference);
   for (int j = 0; j < tile.count; ++j) {
     if (scores[j] == -INFINITY) continue;
     const float weight = weight_of(scores[j], from);
     device const T* v = tile.v_at(j);
-    for (int d = 0; d < int(args.value_dim); ++d) {
+    for (int d = 0; d < row.value_dim; ++d) {
       compensated_add_special(state.numerators[d], state.compensations[d],
                               weighted(float(v[d]), weight));
     }
@@ -251,6 +270,9 @@ template <typename T>
     device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
     device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
     device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
+    device const uchar* mask [[buffer(SDPA_BUFFER_MASK), function_constant(has_mask)]],
+    device const uchar* sinks [[buffer(SDPA_BUFFER_SINKS), function_constant(has_sinks)]],
+    device const float* slopes [[buffer(SDPA_BUFFER_ALIBI), function_constant(alibi)]],
     uint3 grid_position [[threadgroup_position_in_grid]],
     uint3 thread_in_group [[thread_position_in_threadgroup]]) {
   using namespace metal_sdpa;
@@ -270,32 +292,40 @@ template <typename T>
       long(args.row_begin) + long(group.z % row_blocks) * SDPA_TILE_Q + long(thread_in_group.x);
   if (i >= long(args.row_end)) return;
 
-  long first_key = 0;
-  long end_key = visible_keys(args, item.sequence, i);
+  const SdpaBand band = band_of(args, item.sequence, i);
+  long first_key = windowed ? band.begin : 0l;
+  long end_key = band.end;
   const long span = long(item.span) + long(group.z / row_blocks);
   if (write_partial) {
-    first_key = span * long(item.span_len);
+    const long span_begin = span * long(item.span_len);
+    first_key = metal::max(first_key, span_begin);
+    end_key = metal::min(end_key, span_begin + long(item.span_len));
     // What the row does not see is no state: the merge does not read it.
     if (first_key >= end_key) return;
-    end_key = metal::min(end_key, first_key + long(item.span_len));
   }
 
   const long kv_h = h / long(args.n_heads / args.n_kv_heads);
-  device const T* q_row =
-      q + head_start(args.q_offset, args.q_stride, b, h) + i * args.q_stride.row;
   KeyTile<T> tile;
   tile.k = k + head_start(args.k_offset, args.k_stride, b, kv_h);
   tile.v = v + head_start(args.v_offset, args.v_stride, b, kv_h);
   tile.k_row = args.k_stride.row;
   tile.v_row = args.v_stride.row;
+  Row<T> row;
+  row.q = q + head_start(args.q_offset, args.q_stride, b, h) + i * args.q_stride.row;
+  row.head_dim = int(args.head_dim);
+  row.value_dim = int(args.value_dim);
+  row.rule.init(args);
+  if (has_mask) row.rule.mask = mask;
+  if (alibi) row.rule.slopes = slopes;
+  row.own = row.rule.row(args, item.sequence, b, h, i, 0l);
 
-  const int value_dim = int(args.value_dim);
+  const int value_dim = row.value_dim;
   RowState state;
   state.reset(value_dim);
   for (long first = first_key; first < end_key; first += kTileKeys) {
     tile.first = first;
     tile.count = int(metal::min(long(kTileKeys), end_key - first));
-    attend_tile(q_row, tile, args, state);
+    if (row.sees(tile)) attend_tile(row, tile, state);
   }
   // Not where scores are NaN: then everything is.
   if (state.has_special(value_dim) && state.sum == state.sum) {
@@ -303,22 +333,25 @@ template <typename T>
     for (long first = first_key; first < end_key; first += kTileKeys) {
       tile.first = first;
       tile.count = int(metal::min(long(kTileKeys), end_key - first));
-      add_specials(q_row, tile, args, state);
+      if (row.sees(tile)) add_specials(row, tile, state);
     }
   }
 
   if (write_partial) {
-    const long index = first_state(args, item, h, i) + span;
+    const long index = state_of(args, item, h, i, span);
     device float* numerators = partial_o + index * value_dim;
     for (int d = 0; d < value_dim; ++d) numerators[d] = state.numerators[d];
     partial_ms[index] = float2(state.reference, state.sum);
     return;
   }
-  device T* out_row =
-      out + head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
-  const float inverse = inverse_of_sum(state.sum);
-  for (int d = 0; d < value_dim; ++d) out_row[d] = T(normalised(state.numerators[d], inverse));
-  if (write_output_lse) lse[packed_row(args, b, h, i)] = log_sum_exp(state.reference, state.sum);
+  float sink = -INFINITY;
+  if (has_sinks) sink = sink_of(sinks, args, h);
+  const RowFinish finish = finish_row(state.reference, state.sum, sink);
+  const long start = head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
+  for (int d = 0; d < value_dim; ++d) {
+    store_element(out, start + d, finished(state.numerators[d], finish));
+  }
+  if (write_output_lse) lse[packed_row(args, b, h, i)] = finish.lse;
 }
 
 #define SDPA_INSTANTIATE(name, type) \

@@ -34,7 +34,9 @@
 #define SDPA_CONSTANT_PARTIAL 5    // write the states of spans, not the output
 #define SDPA_CONSTANT_SHARED 6  // sdpa_decode, sdpa_prefill: not all teams have rows of their own
 #define SDPA_CONSTANT_WORK 7    // Metal: what a threadgroup works on stands in a list
-#define SDPA_CONSTANT_WINDOW 8  // a row's keys may begin behind key 0, or rows be out of use
+// A row's keys may begin behind key 0, or rows be out of use; on Metal also: keys may stand more
+// than a position apart.
+#define SDPA_CONSTANT_WINDOW 8
 #define SDPA_CONSTANT_SOFTCAP 9
 #define SDPA_CONSTANT_ALIBI 10
 #define SDPA_CONSTANT_MASK 11     // a boolean mask
@@ -70,11 +72,11 @@ struct SdpaMaskStrides {
 struct SdpaWorkItem {
   SdpaSequence sequence;
   sdpa_u32 batch_index;  ///< which sequence of the problem it is
-  sdpa_u32 span;         ///< 0 for the merge, which takes all of them
+  sdpa_u32 span;         ///< counted from key 0; unused by the merge, which takes all of them
   sdpa_u32 span_len;     ///< keys of one span of this sequence
-  sdpa_u32 n_spans;      ///< spans of this sequence
-  sdpa_u32 first_span;   ///< spans, in this dispatch, of the sequences before it
-  sdpa_u32 unused;
+  sdpa_u32 n_spans;      ///< spans of this sequence that rows of the dispatch see
+  sdpa_u32 first_span;   ///< such spans, in this dispatch, of the sequences before it
+  sdpa_u32 seen_begin;   ///< the first such span of this sequence
 };
 
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv].
@@ -83,7 +85,7 @@ struct SdpaWorkItem {
 /// sees; scores are what ScoreTransform of metal_sdpa/sdpa.h says. A dispatch works
 /// on sequences batch_begin + grid.x, heads head_begin + ..., rows row_begin to row_end; lse and
 /// sequences are indexed by the whole problem's b, h and i. On Metal partials are those of the
-/// dispatch: [its sequences][its heads][its rows][spans of the sequence].
+/// dispatch: [its sequences][its heads][its rows][spans of the sequence that its rows see].
 struct SdpaArgs {
   SdpaStrides q_stride;
   SdpaStrides k_stride;
@@ -124,18 +126,20 @@ struct SdpaArgs {
   sdpa_u32 sinks_kind;   ///< SDPA_ELEMENT_*
   sdpa_u32 has_alibi;    ///< 1: slopes are bound
   sdpa_u32 out_f32;      ///< 1: the output is f32, else of q's dtype
+  sdpa_u32 seen_begin;   ///< Metal: first span that rows of this dispatch see; n_spans of them
+  sdpa_u32 unused;
 };
 
 SDPA_SHARED_ASSERT(sizeof(SdpaStrides) == 24, "three 64-bit strides");
 SDPA_SHARED_ASSERT(sizeof(SdpaWorkItem) == 56, "host and shader agree on 56 bytes");
 SDPA_SHARED_ASSERT(offsetof(SdpaWorkItem, batch_index) == 32, "32-bit fields come last");
-SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 360, "host and shader agree on 360 bytes");
+SDPA_SHARED_ASSERT(sizeof(SdpaArgs) == 368, "host and shader agree on 368 bytes");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, q_offset) == 96, "offsets follow the strides");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, sequence) == 128, "positions follow the offsets");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, mask_stride) == 192, "what comes with scores");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch) == 272, "32-bit fields come last");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, scale) == 296, "scale after the shape");
 SDPA_SHARED_ASSERT(offsetof(SdpaArgs, batch_begin) == 328, "batch_begin, then the heads");
-SDPA_SHARED_ASSERT(offsetof(SdpaArgs, out_f32) == 356, "out_f32 last");
+SDPA_SHARED_ASSERT(offsetof(SdpaArgs, seen_begin) == 360, "what only Metal has comes last");
 
 #endif  // METAL_SDPA_SDPA_ARGS_H

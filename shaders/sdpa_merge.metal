@@ -1,6 +1,7 @@
 // Combines the states of a row's spans into the output and, where asked, the log-sum-exp:
 //   out = sum_s w_s o_s / sum_s w_s l_s
-// where w_s brings the state of span s to the row's largest reference (softmax_state.h).
+// where w_s brings the state of span s to the row's largest reference (softmax_state.h); a sink
+// joins the sum of l behind all of them (row_finish.h).
 // Roundings, each at most u = 2^-24 of the sum of p |v|: 3 in a batch of spans and 2 for each of
 // the compensated sums over batches and runs; 5 + 2 + 2 for the sum of weights, 2 for the division.
 //
@@ -10,6 +11,7 @@
 #include <metal_stdlib>
 
 #include "lanes.h"
+#include "row_finish.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 #include "sdpa_spans.h"
@@ -145,20 +147,19 @@ inline float special_sum(RowPartials row, float reference, int column, int value
 /// Threadgroups (B, Hq, rows * ceil(Dv / SDPA_MERGE_COLUMNS)) of sdpa_merge_simdgroups(n_spans)
 /// simdgroups; threadgroup memory 0 of SDPA_MERGE_BYTES.
 template <typename T>
-[[kernel]] void sdpa_merge_spans(device T* out [[buffer(SDPA_BUFFER_OUT)]],
-                                 constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
-                                 device float* lse
-                                 [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
-                                 device const SdpaWorkItem* work
-                                 [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
-                                 device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
-                                 device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
-                                 threadgroup float* runs [[threadgroup(0)]],
-                                 uint3 grid_position [[threadgroup_position_in_grid]],
-                                 uint3 threads [[threads_per_threadgroup]],
-                                 uint thread_index [[thread_index_in_threadgroup]],
-                                 uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                 uint simd_lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void sdpa_merge_spans(
+    device T* out [[buffer(SDPA_BUFFER_OUT)]],
+    constant SdpaArgs& constant_args [[buffer(SDPA_BUFFER_ARGS)]],
+    device float* lse [[buffer(SDPA_BUFFER_LSE), function_constant(write_lse)]],
+    device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
+    device const uchar* sinks [[buffer(SDPA_BUFFER_SINKS), function_constant(has_sinks)]],
+    device const float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O)]],
+    device const float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS)]],
+    threadgroup float* runs [[threadgroup(0)]],
+    uint3 grid_position [[threadgroup_position_in_grid]], uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simd_lane [[thread_index_in_simdgroup]]) {
   using namespace metal_sdpa;
   const SdpaArgs args = constant_args;
   uint3 group = grid_position;
@@ -178,9 +179,13 @@ template <typename T>
   const long i = long(args.row_begin) + long(row_index);
 
   const int lane = int(simd_lane);
-  const long state = first_state(args, item, h, i);
+  const SdpaBand band = band_of(args, item.sequence, i);
+  const long span_keys = long(item.span_len);
+  const long first_span = windowed ? sdpa_span_of(band.begin, span_keys) : 0l;
+  const bool has_keys = !windowed || band.begin < band.end;
+  const long state = state_of(args, item, h, i, first_span);
   RowPartials row;
-  row.n_spans = int(sdpa_span_count(visible_keys(args, item.sequence, i), long(item.span_len)));
+  row.n_spans = has_keys ? int(sdpa_span_count(band.end, span_keys) - first_span) : 0;
   row.numerators = partial_o + state * value_dim + first_column;
   row.reference_sum = partial_ms + state;
 
@@ -196,16 +201,18 @@ template <typename T>
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
   const float sum = add_runs(runs + n_columns, row.n_spans, run_spans, stride);
-  const float inverse = inverse_of_sum(sum);
+  float sink = -INFINITY;
+  if (has_sinks) sink = sink_of(sinks, args, h);
+  const RowFinish finish = finish_row(reference, sum, sink);
   device T* out_row = out + head_start(args.out_offset, args.out_stride, b, h) +
                       i * args.out_stride.row + first_column;
   for (int column = int(thread_index); column < n_columns; column += int(threads.x)) {
     float numerator = add_runs(runs + column, row.n_spans, run_spans, stride);
     if (!metal::isfinite(numerator)) numerator = special_sum(row, reference, column, value_dim);
-    out_row[column] = T(normalised(numerator, inverse));
+    out_row[column] = T(finished(numerator, finish));
   }
   if (write_lse && thread_index == 0 && first_column == 0) {
-    lse[packed_row(args, b, h, i)] = log_sum_exp(reference, sum);
+    lse[packed_row(args, b, h, i)] = finish.lse;
   }
 }
 

@@ -18,6 +18,9 @@ template <typename T, int kDim>
     device const SdpaWorkItem* work [[buffer(SDPA_BUFFER_WORK), function_constant(work_list)]],
     device float* partial_o [[buffer(SDPA_BUFFER_PARTIAL_O), function_constant(write_partial)]],
     device float2* partial_ms [[buffer(SDPA_BUFFER_PARTIAL_MS), function_constant(write_partial)]],
+    device const uchar* mask [[buffer(SDPA_BUFFER_MASK), function_constant(has_mask)]],
+    device const uchar* sinks [[buffer(SDPA_BUFFER_SINKS), function_constant(has_sinks)]],
+    device const float* slopes [[buffer(SDPA_BUFFER_ALIBI), function_constant(alibi)]],
     threadgroup float2* exchange [[threadgroup(0)]],
     uint3 grid_position [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -38,6 +41,9 @@ template <typename T, int kDim>
     buffers.partial_o = partial_o;
     buffers.partial_ms = partial_ms;
   }
+  if (has_mask) buffers.mask = mask;
+  if (has_sinks) buffers.sinks = sinks;
+  if (alibi) buffers.slopes = slopes;
   attention<T, kDim, true>(buffers, args, item, exchange, group, int(simdgroup), int(simd_lane));
 }
 

@@ -11,10 +11,12 @@
 constant bool lse_constant [[function_constant(SDPA_CONSTANT_LSE)]];
 constant bool work_constant [[function_constant(SDPA_CONSTANT_WORK)]];
 constant bool partial_constant [[function_constant(SDPA_CONSTANT_PARTIAL)]];
+constant bool window_constant [[function_constant(SDPA_CONSTANT_WINDOW)]];
 constant bool write_lse = is_function_constant_defined(lse_constant) ? lse_constant : false;
 constant bool work_list = is_function_constant_defined(work_constant) ? work_constant : false;
 constant bool write_partial =
     is_function_constant_defined(partial_constant) ? partial_constant : false;
+constant bool windowed = is_function_constant_defined(window_constant) ? window_constant : false;
 constant bool write_output = !write_partial;
 constant bool write_output_lse = write_lse && write_output;
 
@@ -30,9 +32,32 @@ inline long packed_row(thread const SdpaArgs& args, long b, long h, long i) {
   return (b * long(args.n_heads) + h) * long(args.seq_len) + i;
 }
 
-/// Keys that query row i sees: the first so many of its sequence.
-inline long visible_keys(thread const SdpaArgs& args, SdpaSequence sequence, long i) {
-  return sdpa_band(sequence, args.window, i).end;
+/// The slots that query row i sees. Without the window constant they begin at slot 0, stand a
+/// position apart, and all rows are in use.
+inline SdpaBand band_of(thread const SdpaArgs& args, SdpaSequence sequence, long i) {
+  if (windowed) return sdpa_band(sequence, args.window, i);
+  SdpaBand band;
+  band.begin = 0;
+  band.end = sequence.kv_len;
+  if (args.window.right >= 0) {
+    const long last = sequence.q_start + i - args.window.key_offset + args.window.right;
+    band.end = metal::min(band.end, metal::max(last + 1, 0l));
+  }
+  return band;
+}
+
+/// The slots that any of rows first..last sees, last included.
+inline SdpaBand band_of_rows(thread const SdpaArgs& args, SdpaSequence sequence, long first,
+                             long last) {
+  if (windowed) return sdpa_band_of_rows(sequence, args.window, first, last);
+  return band_of(args, sequence, last);
+}
+
+/// The slots that every one of rows first..last sees, last included.
+inline SdpaBand band_of_all(thread const SdpaArgs& args, SdpaSequence sequence, long first,
+                            long last) {
+  if (windowed) return sdpa_band_of_all(sequence, args.window, first, last);
+  return band_of(args, sequence, first);
 }
 
 /// What the threadgroup at `group` works on where all sequences are alike: group.x is the sequence,
@@ -45,6 +70,7 @@ inline SdpaWorkItem grid_item(thread const SdpaArgs& args, uint3 group) {
   item.span_len = args.span_len;
   item.n_spans = args.n_spans;
   item.first_span = group.x * args.n_spans;
+  item.seen_begin = args.seen_begin;
   return item;
 }
 
@@ -57,12 +83,14 @@ inline SdpaWorkItem list_item(device const SdpaWorkItem* work, thread uint3& gro
   return work[group.x];
 }
 
-/// Index among the dispatch's partials of the first span of row [h][i]; its others follow.
-inline long first_state(thread const SdpaArgs& args, SdpaWorkItem item, long h, long i) {
+/// Index among the dispatch's partials of the state of row [h][i] of a span; those of the spans
+/// behind it follow.
+inline long state_of(thread const SdpaArgs& args, SdpaWorkItem item, long h, long i, long span) {
   const long n_heads = long(args.head_end - args.head_begin);
   const long n_rows = long(args.row_end - args.row_begin);
   const long row = (h - long(args.head_begin)) * n_rows + (i - long(args.row_begin));
-  return long(item.first_span) * n_heads * n_rows + row * long(item.n_spans);
+  return long(item.first_span) * n_heads * n_rows + row * long(item.n_spans) +
+         (span - long(item.seen_begin));
 }
 
 }  // namespace metal_sdpa

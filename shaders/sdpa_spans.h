@@ -49,6 +49,12 @@ inline sdpa_i64 sdpa_span_count(sdpa_i64 n_keys, sdpa_i64 span_keys) {
   return last / span_keys;
 }
 
+/// The span that key `key` (0 or more) stands in.
+inline sdpa_i64 sdpa_span_of(sdpa_i64 key, sdpa_i64 span_keys) {
+  if (key <= 0xffffffffl) return sdpa_u32(key) / sdpa_u32(span_keys);
+  return key / span_keys;
+}
+
 /// Keys of a span at most, so that the sums of a 16-bit numerator are short enough: each addition
 /// may cost half a unit in the last place of f32, and a quarter of a unit of the output's type is
 /// left for all of them, which is 2048 additions in f16 and 16384 in bf16. sdpa_prefill makes one

@@ -51,11 +51,17 @@ inline float subtrahend(float reference) { return reference == -INFINITY ? 0.0f 
 /// Weight of a score under what is to be subtracted from it.
 inline float weight_of(float score, float from) { return metal::exp2((score - from) * kLog2E); }
 
-/// Factor that brings weights from one reference to another at or above it. A factor under the
-/// smallest normal float is 0, and so is that of a state without a reference.
+/// log2 of the factor that brings weights from one reference to another at or above it.
+inline float rescale_exponent(float from, float to) {
+  const bool whole = is_whole(from) && is_whole(to);
+  return whole ? whole_exponent(from) - whole_exponent(to) : (from - to) * kLog2E;
+}
+
+/// The factor. Under the smallest normal float it is 0, and so is that of a state without a
+/// reference.
 inline float rescale_factor(float from, float to) {
   const bool whole = is_whole(from) && is_whole(to);
-  const float exponent = whole ? whole_exponent(from) - whole_exponent(to) : (from - to) * kLog2E;
+  const float exponent = rescale_exponent(from, to);
   if (!(exponent >= -126.0f)) return 0.0f;
   return whole ? as_type<float>((int(exponent) + 127) << 23) : metal::exp2(exponent);
 }

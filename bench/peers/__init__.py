@@ -13,6 +13,7 @@ PEERS = {
     "openvino": ("openvino", "OpenVino"),
     "ggml": ("ggml", "Ggml"),
     "mlx": ("mlx", "Mlx"),
+    "flex": ("flex", "Flex"),
 }
 
 __all__ = ["PEERS", "Bound", "Peer", "UnsupportedCaseError", "load_peer", "load_peers"]

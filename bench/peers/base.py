@@ -30,6 +30,7 @@ class Peer(ABC):
 
     name: str
     version: str
+    features: frozenset[str] = frozenset()  # of Feature.needs, beside none at all
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

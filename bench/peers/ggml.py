@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import Inputs, aligned_empty
+from ..features import ALIBI_MAX_BIAS, distances
 from ..roofline import flop_count
 from ..shapes import Case
 from .base import Bound, Peer, UnsupportedCaseError, fold_queries, folded_mask, needs_mask
@@ -167,8 +168,21 @@ class Context:
         self._arrays.append(array)
 
 
+def feature_mask(inputs: Inputs) -> np.ndarray:
+    """What is added to the scores [1, 1, L, S] in f16; with ALiBi distances, which the operator
+    multiplies by its slopes, the same as ours."""
+    case = inputs.case
+    added = np.zeros((case.L, case.S), dtype=np.float32)
+    if case.feature.alibi:
+        added = -distances(case.L, case.S)
+    if inputs.bias is not None:
+        added = inputs.bias
+    return np.where(inputs.seen, added, -np.inf).astype(np.float16)[None, None]
+
+
 class Ggml(Peer):
     name = "ggml"
+    features = frozenset({"window", "softcap", "alibi", "bias", "mask"})
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -188,7 +202,8 @@ class Ggml(Peer):
             self._cpu.ggml_threadpool_pause(self._pool)
 
     def variants(self, case: Case) -> list[str]:
-        variants = ["gqa", "folded"] if case.group > 1 and case.L <= 64 else ["gqa"]
+        may_fold = case.group > 1 and case.L <= 64 and not case.feature.needs
+        variants = ["gqa", "folded"] if may_fold else ["gqa"]
         if flop_count(case) < ONE_THREAD_BELOW:
             variants.append("one thread")
         return variants
@@ -203,7 +218,9 @@ class Ggml(Peer):
         B, H, L, D = q.shape
         out = aligned_empty((B, L, H, D), np.dtype(np.float32))
         mask = None
-        if needs_mask(case):
+        if case.feature.needs - {"softcap"}:
+            mask = feature_mask(inputs)
+        elif needs_mask(case):
             seen = folded_mask(case) if folded else folded_mask(case)[: case.L]
             mask = np.where(seen, 0, -np.inf).astype(np.float16)[None, None]
         threads = 1 if variant == "one thread" else self.threads
@@ -218,7 +235,9 @@ class Ggml(Peer):
             mask_tensor = c.cast(context.tensor(mask, "f16"), c.c_void_p)
         node = base.ggml_flash_attn_ext(
             context.handle, context.tensor(q, "f32"), context.tensor(k, dtype),
-            context.tensor(v, dtype), mask_tensor, inputs.scale, 0.0, 0.0)  # fmt: skip
+            context.tensor(v, dtype), mask_tensor, inputs.scale,
+            ALIBI_MAX_BIAS if inputs.case.feature.alibi else 0.0,
+            inputs.case.feature.softcap)  # fmt: skip
         context.point(node, out)
         graph = base.ggml_new_graph(context.handle)
         base.ggml_build_forward_expand(graph, node)

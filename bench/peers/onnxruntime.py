@@ -78,6 +78,7 @@ def heads_of_rows(array: np.ndarray, H: int) -> np.ndarray:
 class OnnxRuntime(Peer):
     name = "ONNX Runtime"
     version = ort.__version__
+    features = frozenset({"window", "softcap", "bias"})
 
     def variants(self, case: Case) -> list[str]:
         if case.dtype == "bf16":
@@ -85,7 +86,11 @@ class OnnxRuntime(Peer):
         variants = []
         if case.causal or case.L == 1:
             variants.append("GroupQueryAttention")
-        if case.dtype == "f32":
+        if case.feature.bias:
+            if case.dtype != "f32" or case.L != case.S:
+                raise UnsupportedCaseError("takes a bias in f32 with L = S alone")
+            return ["MultiHeadAttention"]
+        if case.dtype == "f32" and not case.feature.needs:
             if case.L == case.S or not case.causal:
                 variants.append("MultiHeadAttention")
             if case.L <= 64 and case.L < case.S:
@@ -124,7 +129,9 @@ class OnnxRuntime(Peer):
             outputs = {"output": out, "present_key": k, "present_value": v}
             session = session or one_node_session(
                 "GroupQueryAttention", arrays, outputs, self.threads,
-                num_heads=case.Hq, kv_num_heads=case.Hkv, scale=inputs.scale)  # fmt: skip
+                num_heads=case.Hq, kv_num_heads=case.Hkv, scale=inputs.scale,
+                local_window_size=case.feature.window or -1,
+                softcap=case.feature.softcap)  # fmt: skip
             calls.append(bind_in_place(session, arrays, outputs))
         calls[0]()
         return Bound(calls, lambda: heads_of_rows(out, case.Hq))
@@ -139,6 +146,8 @@ class OnnxRuntime(Peer):
         for cache in inputs.caches:
             k, v = (rows_of_heads(np.repeat(array, case.group, axis=1)) for array in cache)
             arrays = {"query": q, "key": k, "value": v}
+            if inputs.bias is not None:
+                arrays["attention_bias"] = inputs.bias[None, None]
             session = session or one_node_session(
                 "MultiHeadAttention", arrays, {"output": out}, self.threads,
                 num_heads=case.Hq, scale=inputs.scale,

@@ -14,6 +14,7 @@ from .base import Bound, Peer
 class Ours(Peer):
     name = "metal-sdpa"
     version = metal_sdpa.__version__
+    features = frozenset({"window", "softcap", "alibi", "bias", "mask", "sinks"})
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -45,8 +46,27 @@ class Ours(Peer):
     @staticmethod
     def _call(inputs: Inputs, q, k, v, out):
         sdpa, causal, scale = metal_sdpa.sdpa, inputs.case.causal, inputs.scale
+        options = Ours._features(inputs)
 
         def call():
-            return sdpa(q, k, v, causal=causal, scale=scale, out=out)
+            return sdpa(q, k, v, causal=causal, scale=scale, out=out, **options)
 
         return call
+
+    @staticmethod
+    def _features(inputs: Inputs) -> dict[str, object]:
+        feature = inputs.case.feature
+        options: dict[str, object] = {}
+        if feature.window:
+            options["window"] = feature.window
+        if feature.softcap:
+            options["softcap"] = feature.softcap
+        if feature.alibi:
+            options["alibi_slopes"] = inputs.slopes
+        if feature.sinks:
+            options["sinks"] = inputs.sinks
+        if feature.bias:
+            options["mask"] = inputs.bias
+        if feature.mask:
+            options["mask"] = inputs.seen
+        return options

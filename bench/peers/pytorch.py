@@ -22,9 +22,19 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().numpy()
 
 
+def feature_mask(inputs: Inputs, dtype: torch.dtype) -> torch.Tensor:
+    """Everything in one mask, as the operator takes it: boolean, or added in q's dtype."""
+    seen = torch.from_numpy(inputs.seen)
+    if not inputs.case.feature.needs & {"alibi", "bias"}:
+        return seen
+    bias = torch.from_numpy(inputs.whole_bias()).to(dtype)
+    return bias.masked_fill(~seen, float("-inf"))[None]
+
+
 class PyTorch(Peer):
     name = "PyTorch"
     version = torch.__version__
+    features = frozenset({"window", "alibi", "bias", "mask"})
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -33,7 +43,7 @@ class PyTorch(Peer):
 
     def variants(self, case: Case) -> list[str]:
         variants = ["gqa" if case.group > 1 else "plain"]
-        if case.group > 1 and case.L <= 64:
+        if case.group > 1 and case.L <= 64 and not case.feature.needs:
             variants.append("folded")
         return variants
 
@@ -42,9 +52,11 @@ class PyTorch(Peer):
         folded = variant == "folded"
         q = to_torch(fold_queries(inputs.q, case.Hkv) if folded else inputs.q)
         # is_causal aligns the first query with the first key, so it fits L = S only.
-        is_causal = needs_mask(case) and case.L == case.S and not folded
+        is_causal = needs_mask(case) and case.L == case.S and not folded and not case.feature.needs
         mask = None
-        if needs_mask(case) and not is_causal:
+        if case.feature.needs:
+            mask = feature_mask(inputs, q.dtype)
+        elif needs_mask(case) and not is_causal:
             seen = folded_mask(case) if folded else folded_mask(case)[: case.L]
             mask = torch.zeros(seen.shape, dtype=q.dtype)
             mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))

@@ -23,7 +23,7 @@ std::shared_ptr<void> hold_object(PyObject* object) {
   });
 }
 
-void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+void import_array(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,
                   Array& array) {
   array.type = array_type_of(object);
   if (!array.type.is_plain()) refuse_hidden_state(argument, object, array.type);

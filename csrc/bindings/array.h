@@ -20,8 +20,9 @@ struct Array {
   std::uint64_t byte_offset = 0;  ///< into the MTLBuffer
   bool on_metal = false;
   bool read_only = false;
-  bool copied = false;  ///< the producer's copy: what is written into it nobody sees
-  bool empty = false;   ///< an extent is 0; `strides` mean nothing then, and `data` may be null
+  bool copied = false;   ///< the producer's copy: what is written into it nobody sees
+  bool boolean = false;  ///< u8 whose bytes are 0 or 1
+  bool empty = false;    ///< an extent is 0; `strides` mean nothing then, and `data` may be null
   DType dtype = DType::f32;
   int ndim = 0;
   std::int64_t shape[kMaxDims] = {};
@@ -31,21 +32,30 @@ struct Array {
   Shape shape_list() const { return Shape(shape, shape + ndim); }
 };
 
+/// What a call takes. `text` ends the error for a dtype that has no DType.
+struct TakenDTypes {
+  const char* text;
+  bool booleans = false;  ///< described as u8 with `Array::boolean`
+
+  TakenDTypes(const char* dtypes, bool takes_booleans = false)
+      : text(dtypes), booleans(takes_booleans) {}
+};
+
 /// How long the memory must stay: while the caller holds the object, or as long as `owner`.
 enum class Lifetime { borrowed, owned };
 
 /// Reads what `object` says of its memory, which is that of NumPy or comes through DLPack.
-/// `dtypes` ends the text for a dtype without a DType. Errors: InvalidArgument for objects that are
-/// no arrays, UnsupportedDType (integers of other widths, complex, bool, byte-swapped), Unsupported
+/// Errors: InvalidArgument for objects that are
+/// no arrays, UnsupportedDType (what `dtypes` leaves out, byte-swapped), Unsupported
 /// (other devices, sparse layouts, what refuse_hidden_state refuses).
-void import_array(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+void import_array(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,
                   Array& array);
 
 /// The two ways in; `array.type` is set.
-void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,
                   Array& array);
-void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
-                   Array& array);
+void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime,
+                   const TakenDTypes& dtypes, Array& array);
 
 /// UnsupportedDType: `call: name: dtype TEXT, takes DTYPES`.
 [[noreturn]] void fail_dtype(Argument argument, std::string_view text, const char* dtypes);

@@ -55,7 +55,7 @@ std::shared_ptr<void> own_managed(Managed* managed) {
 }
 
 void take_versioned(Argument argument, DLManagedTensorVersioned* managed, PyObject* object,
-                    const char* dtypes, Array& array) {
+                    const TakenDTypes& dtypes, Array& array) {
   array.owner = own_managed(managed);
   if (managed->version.major != kMajorVersion) {
     fail(ErrorCode::unsupported, argument.call, ": ", argument.name, ": DLPack version ",
@@ -66,7 +66,7 @@ void take_versioned(Argument argument, DLManagedTensorVersioned* managed, PyObje
   describe_tensor(argument, managed->tensor, object, dtypes, array);
 }
 
-void take_capsule(Argument argument, PyObject* capsule, PyObject* object, const char* dtypes,
+void take_capsule(Argument argument, PyObject* capsule, PyObject* object, const TakenDTypes& dtypes,
                   Array& array) {
   if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
     auto* managed =
@@ -137,7 +137,7 @@ void check_producer_device(Argument argument, PyObject* object) {
   check_device_type(argument, read_device(argument, object, device));
 }
 
-void import_capsule(Argument argument, PyObject* object, const char* dtypes, Array& array) {
+void import_capsule(Argument argument, PyObject* object, const TakenDTypes& dtypes, Array& array) {
   if (!nb::hasattr(nb::handle(object), "__dlpack__")) fail_type(argument, object, kWanted);
   if (PyType_Check(object)) fail_type(argument, object, kWanted);
   nb::object source = nb::borrow(object);
@@ -151,8 +151,8 @@ void import_capsule(Argument argument, PyObject* object, const char* dtypes, Arr
 
 // --- the C functions ----------------------------------------------------------------------------
 
-void import_exchange(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
-                     Array& array) {
+void import_exchange(Argument argument, PyObject* object, Lifetime lifetime,
+                     const TakenDTypes& dtypes, Array& array) {
   const DLExchangeApi& api = *array.type.exchange;
   if (lifetime == Lifetime::borrowed && api.tensor_from_object != nullptr) {
     DLTensor tensor;
@@ -172,8 +172,8 @@ void import_exchange(Argument argument, PyObject* object, Lifetime lifetime, con
 
 }  // namespace
 
-void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
-                   Array& array) {
+void import_dlpack(Argument argument, PyObject* object, Lifetime lifetime,
+                   const TakenDTypes& dtypes, Array& array) {
   if (array.type.exchange != nullptr) {
     import_exchange(argument, object, lifetime, dtypes, array);
   } else {

@@ -40,9 +40,15 @@ bool is_bfloat16(PyObject* object) {
          PyUnicode_CompareWithASCIIString(name.ptr(), "bfloat16") == 0;
 }
 
-bool find_dtype(const ArrayInterface& interface, PyObject* object, DType& dtype) {
+bool find_dtype(const ArrayInterface& interface, PyObject* object, const TakenDTypes& dtypes,
+                Array& array) {
   const int size = interface.itemsize;
+  DType& dtype = array.dtype;
   switch (interface.typekind) {
+    case 'b':
+      dtype = DType::u8;
+      array.boolean = true;
+      return dtypes.booleans;
     case 'f':
       dtype = size == 4 ? DType::f32 : DType::f16;
       return size == 4 || size == 2;
@@ -85,12 +91,14 @@ void copy_layout(Argument argument, const ArrayInterface& interface, Array& arra
 }
 
 void describe(Argument argument, const ArrayInterface& interface, PyObject* object,
-              const char* dtypes, Array& array) {
+              const TakenDTypes& dtypes, Array& array) {
   if ((interface.flags & kNotSwapped) == 0) {
     fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ",
          dtype_text(object), " is byte-swapped, takes the machine's byte order");
   }
-  if (!find_dtype(interface, object, array.dtype)) fail_dtype(argument, dtype_text(object), dtypes);
+  if (!find_dtype(interface, object, dtypes, array)) {
+    fail_dtype(argument, dtype_text(object), dtypes.text);
+  }
   if ((interface.flags & kAligned) == 0) {
     fail_argument(argument.call, ": ", argument.name, ": data is not aligned to the ",
                   interface.itemsize, " bytes of an element");
@@ -102,7 +110,7 @@ void describe(Argument argument, const ArrayInterface& interface, PyObject* obje
 
 }  // namespace
 
-void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const char* dtypes,
+void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,
                   Array& array) {
   const nb::object capsule = nb::steal(PyObject_GetAttr(object, array_names().array_struct));
   const void* pointer = capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr;

@@ -11,8 +11,9 @@ namespace {
 // User address space of the supported processors.
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 47;
 
-bool find_dtype(const DLDataType& type, DType& dtype) {
+bool find_dtype(const DLDataType& type, const TakenDTypes& dtypes, Array& array) {
   if (type.lanes != 1) return false;
+  DType& dtype = array.dtype;
   switch (static_cast<DLTypeCode>(type.code)) {
     case DLTypeCode::Float:
       dtype = type.bits == 32 ? DType::f32 : DType::f16;
@@ -26,6 +27,10 @@ bool find_dtype(const DLDataType& type, DType& dtype) {
     case DLTypeCode::Int:
       dtype = DType::i32;
       return type.bits == 32;
+    case DLTypeCode::Bool:
+      dtype = DType::u8;
+      array.boolean = true;
+      return type.bits == 8 && dtypes.booleans;
     default:
       return false;
   }
@@ -147,14 +152,14 @@ void check_device_type(Argument argument, std::int64_t device_type) {
 }
 
 void describe_tensor(Argument argument, const DLTensor& tensor, PyObject* object,
-                     const char* dtypes, Array& array) {
+                     const TakenDTypes& dtypes, Array& array) {
   check_device_type(argument, tensor.device.device_type);
   if (tensor.device.device_id < 0) {
     fail_argument(argument.call, ": ", argument.name, ": device id ", tensor.device.device_id,
                   ", takes 0 and more");
   }
-  if (!find_dtype(tensor.dtype, array.dtype)) {
-    fail_dtype(argument, dtype_text(object, tensor.dtype), dtypes);
+  if (!find_dtype(tensor.dtype, dtypes, array)) {
+    fail_dtype(argument, dtype_text(object, tensor.dtype), dtypes.text);
   }
   copy_shape(argument, tensor, array);
   check_shape(argument, array);

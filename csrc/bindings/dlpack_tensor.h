@@ -12,6 +12,6 @@ void check_device_type(Argument argument, std::int64_t device_type);
 /// Fills `array` from the tensor that `object` gave. UnsupportedDType, Unsupported (devices) or
 /// InvalidArgument, naming the field, for what no array can be.
 void describe_tensor(Argument argument, const DLTensor& tensor, PyObject* object,
-                     const char* dtypes, Array& array);
+                     const TakenDTypes& dtypes, Array& array);
 
 }  // namespace metal_sdpa::python

@@ -123,6 +123,16 @@ void encode(nb::handle encoder, nb::handle registry, nb::handle device, nb::hand
   });
 }
 
+void encode_problem(nb::handle encoder, nb::handle registry, nb::handle device, nb::handle operands,
+                    nb::handle problem) {
+  auto& target = to_object<CommandEncoder>({kEncode, "encoder"}, encoder, "a CommandEncoder");
+  auto& kernels = to_object<KernelRegistry>({kEncode, "registry"}, registry, "a KernelRegistry");
+  auto& owner = to_object<Device>({kEncode, "device"}, device, "a Device");
+  const auto& memory = to_object<SdpaOperands>({kEncode, "operands"}, operands, "SdpaOperands");
+  const auto& posed = to_object<SdpaProblem>({kEncode, "problem"}, problem, "an SdpaProblem");
+  without_gil([&] { encode_sdpa(target, kernels, owner, memory, posed); });
+}
+
 }  // namespace
 
 void bind_encode_sdpa(nb::module_& module) {
@@ -137,6 +147,12 @@ void bind_encode_sdpa(nb::module_& module) {
       "Validates, plans and records attention; the caller commits.\n\nq and output [batch_size, "
       "n_heads, seq_len, head_dim], k and v [batch_size, n_kv_heads, kv_capacity,\nhead_dim], "
       "packed row-major, all f32, f16 or bf16. Nothing is recorded where a check fails.");
+  module.def("encode_sdpa", &encode_problem, nb::arg("encoder").none(), nb::arg("registry").none(),
+             nb::arg("device").none(), nb::arg("operands").none(), nb::arg("problem").none(),
+             nb::sig("def encode_sdpa(encoder: CommandEncoder, registry: KernelRegistry, "
+                     "device: Device, operands: SdpaOperands, problem: SdpaProblem) -> None"),
+             "The same with layouts, lengths, lse and every feature. The memory stays alive until "
+             "the work is\ndone.");
 }
 
 }  // namespace metal_sdpa::python

@@ -31,38 +31,33 @@ const Device& choose_device(const SdpaCall& call, const SdpaInputs& inputs,
   return inputs.q.on_metal ? named.emplace("metal") : cpu_device();
 }
 
-void check_features(const SdpaCall& call, DeviceKind kind) {
-  if (call.mask != nullptr) require_feature(call.name, kind, "mask");
-  if (call.window != nullptr) require_feature(call.name, kind, "window");
-  if (call.softcap != nullptr) require_feature(call.name, kind, "softcap");
-  if (call.sinks != nullptr) require_feature(call.name, kind, "sinks");
-}
-
 /// The CPU takes host memory. Metal takes both when the call asks for Metal by name; host arrays
 /// are not mixed with Metal ones unasked.
-void require_place(const SdpaCall& call, const char* name, const Array& array,
+void require_place(const SdpaCall& call, Argument argument, const Array& array,
                    const Device& device) {
   const bool metal = device.kind() == DeviceKind::metal;
   if (array.on_metal == metal || (metal && call.device != nullptr)) return;
-  fail_argument(call.name, ": ", name, ": is in ", array.on_metal ? "Metal" : "host",
+  fail_argument(argument.call, ": ", argument.name, ": is in ", array.on_metal ? "Metal" : "host",
                 " memory, but the device is ", device_kind_name(device.kind()));
 }
 
 /// `out` as the caller gave it, checked as far as the core does not.
-void import_out(const SdpaCall& call, const SdpaInputs& inputs, Array& out) {
+void import_out(const SdpaCall& call, SdpaInputs& inputs, Array& out) {
   const Argument argument{call.name, "out"};
-  const SdpaProblem& problem = inputs.problem;
+  SdpaProblem& problem = inputs.problem;
   import_tensor(argument, call.out, "[B, Hq, L, Dv]", out);
   if (out.read_only) fail_argument(call.name, ": out: is read-only");
   if (out.copied) fail_argument(call.name, ": out: gives a copy of its memory, takes one to share");
-  if (out.dtype != problem.dtype) {
+  problem.out_f32 = out.dtype == DType::f32 && problem.dtype != DType::f32;
+  if (out.dtype != problem.dtype && !problem.out_f32) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
-         ", but q has ", dtype_name(problem.dtype));
+         ", but q has ", dtype_name(problem.dtype), ", takes that or f32");
   }
   const Shape wanted{problem.batch, problem.n_heads, problem.seq_len, problem.value_dim};
   if (out.shape_list() != wanted) {
     fail_argument(call.name, ": out: shape ", out.shape_list(), ", takes ", wanted);
   }
+  problem.out = tensor_layout(argument, out);
 }
 
 /// The output and, where asked for, the lse of a call.
@@ -78,63 +73,80 @@ void make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs
   const std::int64_t shape[4] = {problem.batch, problem.n_heads, problem.seq_len,
                                  problem.value_dim};
   if (call.out != nullptr) {
-    import_out(call, inputs, outputs.out.array);
     outputs.out.object = nb::borrow(nb::handle(call.out));
+  } else if (make_result(argument, device, inputs.q, call.q, problem.dtype, shape, outputs.out)) {
     problem.out = tensor_layout({call.name, "out"}, outputs.out.array);
-  } else {
-    make_result(argument, device, inputs.q, call.q, problem.dtype, shape, 4, outputs.out);
   }
   if (problem.return_lse) {
-    make_result(argument, device, inputs.q, call.q, DType::f32, shape, 3, outputs.lse);
+    make_packed_result(argument, device, inputs.q, call.q, DType::f32, shape, 3, outputs.lse);
   }
 }
 
-Buffer input_buffer(const Device& device, Argument argument, const Array& array,
-                    TensorLayout& layout) {
-  if (needs_staging(device, array)) return stage_in(device, array, layout);
-  return wrap_tensor(device, argument, array, layout);
+/// An array's memory as the device sees it, and the layout of its elements there.
+template <typename Layout>
+Buffer input_buffer(const Device& device, Argument argument, const Array& array, Layout& layout) {
+  if (!needs_staging(device, array)) return wrap_elements(device, argument, array, layout.offset);
+  Placement placement;
+  Buffer copy = stage_in(device, array, placement);
+  place(placement, layout);
+  return copy;
 }
 
 Buffer output_buffer(const Device& device, Argument argument, const Result& result,
                      TensorLayout& layout) {
-  if (needs_staging(device, result.array)) return stage_empty(device, result.array, layout);
+  if (needs_staging(device, result.array)) {
+    Placement placement;
+    Buffer memory = stage_empty(device, result.array, placement);
+    place(placement, layout);
+    return memory;
+  }
   if (result.buffer.valid()) return result.buffer;
-  return wrap_tensor(device, argument, result.array, layout);
+  return wrap_elements(device, argument, result.array, layout.offset);
 }
 
-/// Whether `out` overlaps itself or an input, as `device` sees the arrays themselves.
+/// What the core would refuse about memory, as `device` sees the arrays themselves.
 void check_arrays(const SdpaCall& call, const Device& device, const SdpaInputs& inputs,
-                  const Array& out) {
+                  const Outputs& outputs) {
   SdpaProblem problem = inputs.problem;
   problem.return_lse = false;
   SdpaOperands operands;
-  operands.q = wrap_tensor(device, {call.name, "q"}, inputs.q, problem.q);
-  operands.k = wrap_tensor(device, {call.name, "k"}, inputs.k, problem.k);
-  operands.v = wrap_tensor(device, {call.name, "v"}, inputs.v, problem.v);
-  operands.out = wrap_tensor(device, {call.name, "out"}, out, problem.out);
+  for_each_input(call, inputs, problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
+                   operands.*buffer = wrap_elements(device, argument, array, layout.offset);
+                 });
+  const Result& out = outputs.out;
+  operands.out = out.buffer.valid()
+                     ? out.buffer
+                     : wrap_elements(device, {call.name, "out"}, out.array, problem.out.offset);
   validate_operands(problem, operands, *device.backend(), call.name);
 }
 
-/// Whether every array of the call lies in host memory that `device` cannot see. Copies would hide
-/// an overlap.
-bool all_staged(const Device& device, const SdpaInputs& inputs, const Array& out) {
-  return needs_staging(device, inputs.q) && needs_staging(device, inputs.k) &&
-         needs_staging(device, inputs.v) && needs_staging(device, out);
-}
+/// How many arrays of the call lie in host memory that `device` cannot see, and how many do not.
+struct StagedCount {
+  int staged = 0;
+  int seen = 0;
+};
 
-/// Whether `device` sees every array of the call.
-bool none_staged(const Device& device, const SdpaInputs& inputs, const Array& out) {
-  return !needs_staging(device, inputs.q) && !needs_staging(device, inputs.k) &&
-         !needs_staging(device, inputs.v) && !needs_staging(device, out);
+StagedCount count_staged(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
+                         const Outputs& outputs) {
+  StagedCount count;
+  const auto add = [&](const Array& array) {
+    ++(needs_staging(device, array) ? count.staged : count.seen);
+  };
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument, PyObject*, const Array& array, auto, auto&) { add(array); });
+  add(outputs.out.array);
+  return count;
 }
 
 /// Memory, work, and copies back where the device needed them. Needs no GIL.
 void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const Outputs& outputs) {
   SdpaProblem& problem = inputs.problem;
   SdpaOperands operands;
-  operands.q = input_buffer(device, {call.name, "q"}, inputs.q, problem.q);
-  operands.k = input_buffer(device, {call.name, "k"}, inputs.k, problem.k);
-  operands.v = input_buffer(device, {call.name, "v"}, inputs.v, problem.v);
+  for_each_input(call, inputs, problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
+                   operands.*buffer = input_buffer(device, argument, array, layout);
+                 });
   operands.out = output_buffer(device, {call.name, "out"}, outputs.out, problem.out);
   TensorLayout packed = tensor_layout({call.name, "lse"}, outputs.lse.array);
   if (problem.return_lse) {
@@ -146,66 +158,66 @@ void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const O
   if (needs_staging(device, outputs.lse.array)) stage_out(operands.lse, outputs.lse.array);
 }
 
-void require_places(const SdpaCall& call, const SdpaInputs& inputs, const Device& device) {
-  require_place(call, "q", inputs.q, device);
-  require_place(call, "k", inputs.k, device);
-  require_place(call, "v", inputs.v, device);
+/// A call that has passed every check but those of memory that only the device can make.
+struct ReadyCall {
+  SdpaInputs inputs;
+  Outputs outputs;
+  std::optional<Device> named;
+  const Device* device = nullptr;
+};
+
+void make_ready(const SdpaCall& call, ReadyCall& ready) {
+  SdpaInputs& inputs = ready.inputs;
+  read_sdpa_inputs(call, inputs);
+  const Device& device = choose_device(call, inputs, ready.named);
+  ready.device = &device;
+  if (call.out != nullptr) import_out(call, inputs, ready.outputs.out.array);
+  validate_problem(inputs.problem, device.limits(), call.name);
+  require_features(call.name, device.kind(), inputs.problem);
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
+                   require_place(call, argument, array, device);
+                 });
+  make_outputs(call, device, inputs, ready.outputs);
+  require_place(call, {call.name, "out"}, ready.outputs.out.array, device);
 }
 
 nb::object call_sdpa(const SdpaCall& call) {
-  SdpaInputs inputs;
-  read_sdpa_inputs(call, inputs);
-  std::optional<Device> named;
-  const Device& device = choose_device(call, inputs, named);
-  check_features(call, device.kind());
-  validate_problem(inputs.problem, device.limits(), call.name);
-  Outputs outputs;
-  make_outputs(call, device, inputs, outputs);
-  require_places(call, inputs, device);
-  require_place(call, "out", outputs.out.array, device);
-  if (call.out != nullptr && all_staged(device, inputs, outputs.out.array)) {
-    check_arrays(call, cpu_device(), inputs, outputs.out.array);
+  ReadyCall ready;
+  make_ready(call, ready);
+  const Device& device = *ready.device;
+  // Copies would hide an overlap.
+  if (call.out != nullptr && device.kind() == DeviceKind::metal &&
+      count_staged(call, device, ready.inputs, ready.outputs).seen == 0) {
+    check_arrays(call, cpu_device(), ready.inputs, ready.outputs);
   }
-  without_gil([&] { run(call, device, inputs, outputs); });
+  without_gil([&] { run(call, device, ready.inputs, ready.outputs); });
   const Argument argument{call.name, "q"};
-  nb::object out = outputs.out.take(argument, call.q);
-  if (!inputs.problem.return_lse) return out;
-  return nb::make_tuple(out, outputs.lse.take(argument, call.q));
+  nb::object out = ready.outputs.out.take(argument, call.q);
+  if (!ready.inputs.problem.return_lse) return out;
+  return nb::make_tuple(out, ready.outputs.lse.take(argument, call.q));
 }
 
-std::string staging_text(const Device& device, const SdpaInputs& inputs) {
+std::string staging_text(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {
   std::string names;
-  const auto add = [&](const char* name, const Array& array) {
-    if (needs_staging(device, array)) names += text_of(names.empty() ? "" : ", ", name);
-  };
-  add("q", inputs.q);
-  add("k", inputs.k);
-  add("v", inputs.v);
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
+                   if (!needs_staging(device, array)) return;
+                   names += text_of(names.empty() ? "" : ", ", argument.name);
+                 });
   if (names.empty()) return names;
   return text_of("copies of ", names, " go from host memory to Metal, and results back\n");
 }
 
-/// What sdpa() would refuse about `out`.
-void check_planned_out(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {
-  Array out;
-  import_out(call, inputs, out);
-  inputs.problem.out = tensor_layout({call.name, "out"}, out);
-  require_place(call, "out", out, device);
-  if (all_staged(device, inputs, out)) check_arrays(call, cpu_device(), inputs, out);
-  if (none_staged(device, inputs, out)) check_arrays(call, device, inputs, out);
-}
-
 nb::object call_plan(const SdpaCall& call) {
-  SdpaInputs inputs;
-  read_sdpa_inputs(call, inputs);
-  std::optional<Device> named;
-  const Device& device = choose_device(call, inputs, named);
-  check_features(call, device.kind());
-  validate_problem(inputs.problem, device.limits(), call.name);
-  require_places(call, inputs, device);
-  if (call.out != nullptr) check_planned_out(call, device, inputs);
-  std::string text = plan_sdpa(device, inputs.problem).describe();
-  text += staging_text(device, inputs);
+  ReadyCall ready;
+  make_ready(call, ready);
+  const Device& device = *ready.device;
+  const StagedCount count = count_staged(call, device, ready.inputs, ready.outputs);
+  if (count.seen == 0) check_arrays(call, cpu_device(), ready.inputs, ready.outputs);
+  if (count.staged == 0) check_arrays(call, device, ready.inputs, ready.outputs);
+  std::string text = plan_sdpa(device, ready.inputs.problem).describe();
+  text += staging_text(call, device, ready.inputs);
   return nb::str(text.c_str());
 }
 
@@ -236,8 +248,8 @@ PyCFunction as_method(Function function) {
 }
 
 PyMethodDef g_methods[] = {
-    {"sdpa", as_method(python_sdpa), METH_FASTCALL | METH_KEYWORDS, kSdpaDoc},
-    {"plan", as_method(python_plan), METH_FASTCALL | METH_KEYWORDS, kPlanDoc},
+    {"sdpa", as_method(python_sdpa), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"plan", as_method(python_plan), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -247,6 +259,10 @@ void bind_functional(nb::module_& module) {
   init_sdpa_call();
   init_arrays();
   init_results();
+  // Python keeps the pointers for as long as the process lives.
+  static const std::string* const docs[] = {new std::string(sdpa_doc()),
+                                            new std::string(plan_doc())};
+  for (std::size_t i = 0; i < 2; ++i) g_methods[i].ml_doc = docs[i]->c_str();
   if (PyModule_AddFunctions(module.ptr(), g_methods) != 0) nb::raise_python_error();
 }
 

@@ -7,6 +7,8 @@
 #include "bindings.h"
 #include "convert.h"
 #include "interrupts.h"
+#include "metal_sdpa/sdpa.h"
+#include "visibility.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -28,10 +30,10 @@ std::vector<Node> nodes_of(const Graph& graph) {
 }
 
 /// A node of the graph, or an index.
-std::size_t to_node(const Graph& graph, nb::handle node) {
-  if (!nb::isinstance<Node>(node)) return to_size({"update", "node"}, node);
+std::size_t to_node(const Graph& graph, nb::handle node, const char* call = "update") {
+  if (!nb::isinstance<Node>(node)) return to_size({call, "node"}, node);
   const Node& given = nb::cast<Node&>(node);
-  if (given.graph.lock() != graph.state()) fail_argument("update: node: is of another graph");
+  if (given.graph.lock() != graph.state()) fail_argument(call, ": node: is of another graph");
   return given.index;
 }
 
@@ -53,10 +55,84 @@ void replay(const Graph& graph, nb::handle encoder) {
   without_gil([&] { graph.replay(target); });
 }
 
-void update(Graph& graph, nb::handle node, nb::handle kv_seq_len) {
-  const std::size_t index = to_node(graph, node);
+// --- what the queries of a node see -------------------------------------------------------------
+
+/// Every sequence has an entry of its own: which batch that is the core knows.
+void require_entries(const LengthCounts& counts) {
+  const auto require = [](const char* name, std::int64_t count) {
+    if (count == 0) fail_argument("update: ", name, ": 0 entries, takes one for each sequence");
+  };
+  require("kv_lengths", counts.kv_lengths);
+  require("kv_starts", counts.kv_starts);
+  require("q_start", counts.q_start);
+  require("query_lengths", counts.query_lengths);
+}
+
+struct Change {
+  const char* name;
+  void (*take)(Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts);
+};
+
+constexpr Change kChanges[] = {
+    {"kv_seq_len",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts&) {
+       visibility.kv_len = to_int64(argument, value);
+       visibility.kv_lengths.clear();
+     }},
+    {"causal", [](Argument argument, nb::handle value, Visibility& visibility,
+                  LengthCounts&) { visibility.causal = to_bool(argument, value); }},
+    {"window",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts&) {
+       visibility.window_left = visibility.window_right = Visibility::kUnlimited;
+       if (!value.is_none()) read_window(argument, value, visibility);
+     }},
+    {"q_start",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
+       visibility.q_start.reset();
+       visibility.q_starts.clear();
+       if (!value.is_none()) read_q_start(argument, value, visibility, counts);
+     }},
+    {"query_lengths",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
+       visibility.query_len.reset();
+       visibility.query_lengths.clear();
+       if (!value.is_none()) read_query_lengths(argument, value, visibility, counts);
+     }},
+    {"kv_lengths", read_kv_lengths},
+    {"kv_starts", read_kv_starts},
+    {"key_offset", [](Argument argument, nb::handle value, Visibility& visibility,
+                      LengthCounts&) { visibility.key_offset = to_int64(argument, value); }},
+    {"key_stride", [](Argument argument, nb::handle value, Visibility& visibility,
+                      LengthCounts&) { visibility.key_stride = to_int64(argument, value); }},
+};
+
+void apply_change(nb::handle key, nb::handle value, Visibility& visibility, LengthCounts& counts) {
+  const std::string name = nb::cast<std::string>(key);
+  for (const Change& change : kChanges) {
+    if (name == change.name) return change.take({"update", change.name}, value, visibility, counts);
+  }
+  PyErr_SetString(PyExc_TypeError,
+                  text_of("update: got an unexpected argument '", name, "'").c_str());
+  nb::raise_python_error();
+}
+
+void update_length(Graph& graph, std::size_t index, nb::handle kv_seq_len) {
   const std::int64_t length = to_int64({"update", "kv_seq_len"}, kv_seq_len);
   without_gil([&] { graph.update(index, length); });
+}
+
+void update(Graph& graph, nb::handle node, const nb::kwargs& changes) {
+  const std::size_t index = to_node(graph, node);
+  if (changes.size() == 1 && changes.contains("kv_seq_len")) {
+    update_length(graph, index, changes["kv_seq_len"]);
+    return;
+  }
+  if (changes.size() == 0) fail_argument("update: nothing to change is given");
+  Visibility visibility = graph.visibility(index);
+  LengthCounts counts;
+  for (const auto& [key, value] : changes) apply_change(key, value, visibility, counts);
+  require_entries(counts);
+  without_gil([&] { graph.update(index, visibility); });
 }
 
 }  // namespace
@@ -79,11 +155,27 @@ void bind_graph(nb::module_& module) {
       .def("replay", &replay, nb::arg("encoder").none(),
            nb::sig("def replay(self, encoder: CommandEncoder) -> None"),
            "Encodes every node; the encoder's hazard tracker decides on barriers. May be repeated.")
-      .def("update", &update, nb::arg("node").none(), nb::kw_only(), nb::arg("kv_seq_len").none(),
-           nb::sig("def update(self, node: GraphNode | int, *, kv_seq_len: int) -> None"),
-           "Plans an sdpa node, given as one of `nodes` or by its index, anew for another length, "
-           "1 to the\nrecorded kv_capacity.\n\n"
-           "InvalidArgument for any other node or length.");
+      .def(
+          "visibility",
+          [](const Graph& self, nb::handle node) {
+            return self.visibility(to_node(self, node, "visibility"));
+          },
+          nb::arg("node").none(),
+          nb::sig("def visibility(self, node: GraphNode | int) -> Visibility"),
+          "What the queries of an sdpa node see.")
+      .def("update", &update, nb::arg("node").none(), nb::arg("changes"),
+           nb::sig("def update(self, node: GraphNode | int, *, kv_seq_len: int = ..., "
+                   "causal: bool = ..., window: int | tuple[int | None, int | None] | None = ..., "
+                   "q_start: int | Sequence[int] | Array | None = ..., "
+                   "query_lengths: int | Sequence[int] | Array | None = ..., "
+                   "kv_lengths: int | Sequence[int] | Array = ..., "
+                   "kv_starts: int | Sequence[int] | Array = ..., key_offset: int = ..., "
+                   "key_stride: int = ...) -> None"),
+           "Plans an sdpa node, given as one of `nodes` or by its index, anew for other lengths, "
+           "starts or\nwindows, in sdpa()'s own terms; what is not given stays. kv_seq_len is one "
+           "length for all\nsequences, 1 to the recorded kv_capacity.\n\n"
+           "InvalidArgument, and nothing changes, for any other node or what the problem does not "
+           "take.");
 }
 
 }  // namespace metal_sdpa::python

@@ -17,8 +17,12 @@ NB_MODULE(_core, module) {
   bind_device(module);
   bind_registry(module);
   bind_encoder(module);
+  bind_problem(module);
   bind_graph(module);
   bind_encode_sdpa(module);
   bind_functional(module);
+  bind_merge_states(module);
+  bind_write_kv(module);
+  bind_parameters(module);
   bind_supports(module);
 }

@@ -2,6 +2,8 @@
 #include "result.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <utility>
 
 #include "export.h"
 
@@ -11,14 +13,37 @@ namespace {
 PyObject* g_numpy_empty = nullptr;
 PyObject* g_numpy_float32 = nullptr;
 
-void set_packed(Array& array, const std::int64_t* shape, int ndim) {
+/// Axes of size 1 stay where they are; the others sort among themselves. The last one is innermost.
+MemoryOrder order_of(const Array& like) {
+  MemoryOrder order;
+  if (like.empty) return order;
+  int slots[3];
+  int count = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (like.shape[axis] > 1) slots[count++] = axis;
+  }
+  const auto stride = [&](int axis) { return std::abs(like.strides[axis]); };
+  for (int i = 1; i < count; ++i) {
+    for (int j = i; j > 0; --j) {
+      int& outer = order.axes[static_cast<std::size_t>(slots[j - 1])];
+      int& inner = order.axes[static_cast<std::size_t>(slots[j])];
+      if (stride(outer) >= stride(inner)) break;
+      std::swap(outer, inner);
+      order.logical = false;
+    }
+  }
+  return order;
+}
+
+void set_packed(Array& array, const std::int64_t* shape, int ndim, const MemoryOrder& order) {
   array.ndim = ndim;
   std::copy_n(shape, ndim, array.shape);
   std::int64_t stride = 1;
   for (int i = ndim - 1; i >= 0; --i) {
-    array.strides[i] = stride;
-    stride *= shape[i];
-    array.empty = array.empty || shape[i] == 0;
+    const int axis = order.axes[static_cast<std::size_t>(i)];
+    array.strides[axis] = stride;
+    stride *= shape[axis];
+    array.empty = array.empty || shape[axis] == 0;
   }
   for (int i = ndim; i < 4; ++i) {  // copies and layouts see [B, Hq, L, 1]
     array.shape[i] = 1;
@@ -33,20 +58,36 @@ nb::object shape_tuple(const std::int64_t* shape, int ndim) {
   return tuple;
 }
 
+/// Extents outermost in memory first.
+std::array<std::int64_t, 4> memory_shape(const Array& array, const MemoryOrder& order) {
+  std::array<std::int64_t, 4> shape{};
+  for (std::size_t i = 0; i < 4; ++i) shape[i] = array.shape[order.axes[i]];
+  return shape;
+}
+
+/// An array whose axes stand in the order of memory, seen in logical order. torch calls it permute.
+nb::object in_logical_order(nb::handle array, const MemoryOrder& order, const char* method) {
+  int places[4];
+  for (int i = 0; i < 4; ++i) places[order.axes[static_cast<std::size_t>(i)]] = i;
+  return array.attr(method)(places[0], places[1], places[2], places[3]);
+}
+
 // --- NumPy --------------------------------------------------------------------------------------
 
-void make_numpy(Argument argument, PyObject* like_object, DType dtype, const std::int64_t* shape,
-                int ndim, Result& result) {
+void make_numpy(Argument argument, PyObject* like_object, DType dtype, Result& result) {
   const bool same = dtype == result.array.dtype;
+  const std::array<std::int64_t, 4> shape = memory_shape(result.array, result.order);
   const nb::object own = same ? nb::steal(PyObject_GetAttr(like_object, array_names().dtype))
                               : nb::borrow<nb::object>(nb::handle(g_numpy_float32));
-  const nb::object extents = shape_tuple(shape, ndim);
+  const nb::object extents = shape_tuple(shape.data(), result.array.ndim);
   PyObject* made = PyObject_CallFunctionObjArgs(g_numpy_empty, extents.ptr(), own.ptr(), nullptr);
   if (made == nullptr) nb::raise_python_error();
   result.object = nb::steal(made);
   Array memory;
   import_array(argument, made, Lifetime::borrowed, "", memory);
   result.array.data = memory.data;
+  if (result.order.logical) return;
+  result.object = in_logical_order(result.object, result.order, "transpose");
 }
 
 // --- a framework's own allocator ----------------------------------------------------------------
@@ -56,19 +97,21 @@ void set_error(void*, const char* kind, const char* text) {
   PyErr_SetString(memory ? PyExc_MemoryError : PyExc_RuntimeError, text);
 }
 
-void make_exchange(const DLExchangeApi& api, DType dtype, std::int64_t* shape, int ndim,
-                   Result& result) {
+void make_exchange(const DLExchangeApi& api, DType dtype, Result& result) {
+  std::array<std::int64_t, 4> shape = memory_shape(result.array, result.order);
   DLTensor prototype;
   prototype.device = {kDLCpu, 0};
-  prototype.ndim = ndim;
+  prototype.ndim = result.array.ndim;
   prototype.dtype = dlpack_dtype(dtype);
-  prototype.shape = shape;
+  prototype.shape = shape.data();
   DLManagedTensorVersioned* managed = nullptr;
   if (api.allocate(&prototype, &managed, nullptr, set_error) != 0) nb::raise_python_error();
   result.array.data = static_cast<char*>(managed->tensor.data) + managed->tensor.byte_offset;
   void* object = nullptr;
   if (api.object_from_managed(managed, &object) != 0) nb::raise_python_error();
   result.object = nb::steal(static_cast<PyObject*>(object));
+  if (result.order.logical) return;
+  result.object = in_logical_order(result.object, result.order, "permute");
 }
 
 bool can_allocate(const ArrayType& type) {
@@ -79,14 +122,18 @@ bool can_allocate(const ArrayType& type) {
 // --- our memory ---------------------------------------------------------------------------------
 
 /// There is no memory of no bytes: an array without elements gets one that it does not use.
-Buffer empty_buffer(const Device& device, DType dtype, const Array& array) {
-  if (!array.empty) return device.empty(array.shape_list(), dtype);
+Buffer empty_buffer(const Device& device, DType dtype, const Array& array,
+                    const MemoryOrder& order) {
+  if (!array.empty) {
+    const std::array<std::int64_t, 4> shape = memory_shape(array, order);
+    return device.empty(Shape(shape.data(), shape.data() + array.ndim), dtype);
+  }
   const Buffer unused = device.empty({1}, dtype);
   return Buffer(unused.storage(), 0, unused.byte_len(), dtype, array.shape_list());
 }
 
 void make_buffer(const Device& device, DType dtype, Result& result) {
-  result.buffer = empty_buffer(device, dtype, result.array);
+  result.buffer = empty_buffer(device, dtype, result.array, result.order);
   result.array.data = result.buffer.data();
   if (device.kind() != DeviceKind::metal) return;
   result.array.on_metal = true;
@@ -112,28 +159,45 @@ nb::object importer_of(Argument argument, Framework framework, PyObject* like) {
        " cannot be made from DLPack; give `out`, or arrays of another framework");
 }
 
+void make_ordered(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+                  DType dtype, const std::int64_t* shape, int ndim, Result& result) {
+  result.array.type = like.type;
+  result.array.dtype = like.dtype;
+  set_packed(result.array, shape, ndim, result.order);
+  if (like.type.framework == Framework::numpy) {
+    make_numpy(argument, like_object, dtype, result);
+  } else if (!like.on_metal && can_allocate(like.type)) {
+    make_exchange(*like.type.exchange, dtype, result);
+  } else {
+    make_buffer(like.on_metal ? device : Device("cpu"), dtype, result);
+  }
+  result.array.dtype = dtype;
+}
+
 }  // namespace
 
 nb::object Result::take(Argument argument, PyObject* like) {
   if (object.is_valid()) return std::move(object);
   const nb::object holder = nb::cast(buffer);
   if (nb::isinstance<Buffer>(like)) return holder;
-  return importer_of(argument, array.type.framework, like)(holder);
+  nb::object made = importer_of(argument, array.type.framework, like)(holder);
+  if (order.logical) return made;
+  const bool is_torch = array.type.framework == Framework::torch;
+  return in_logical_order(made, order, is_torch ? "permute" : "transpose");
 }
 
-void make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
-                 DType dtype, const std::int64_t* shape, int ndim, Result& result) {
-  result.array.type = like.type;
-  result.array.dtype = like.dtype;
-  set_packed(result.array, shape, ndim);
-  if (like.type.framework == Framework::numpy) {
-    make_numpy(argument, like_object, dtype, shape, ndim, result);
-  } else if (!like.on_metal && can_allocate(like.type)) {
-    make_exchange(*like.type.exchange, dtype, result.array.shape, ndim, result);
-  } else {
-    make_buffer(like.on_metal ? device : Device("cpu"), dtype, result);
-  }
-  result.array.dtype = dtype;
+bool make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+                 DType dtype, const std::int64_t (&shape)[4], Result& result) {
+  // Of arrays of other libraries it is not known how their axes are put into another order.
+  if (like.type.framework != Framework::other) result.order = order_of(like);
+  make_ordered(argument, device, like, like_object, dtype, shape, 4, result);
+  return !result.order.logical;
+}
+
+void make_packed_result(Argument argument, const Device& device, const Array& like,
+                        PyObject* like_object, DType dtype, const std::int64_t* shape, int ndim,
+                        Result& result) {
+  make_ordered(argument, device, like, like_object, dtype, shape, ndim, result);
 }
 
 void init_results() {

@@ -18,7 +18,12 @@ struct SdpaCall {
   PyObject* window = nullptr;
   PyObject* softcap = nullptr;
   PyObject* sinks = nullptr;
+  PyObject* alibi_slopes = nullptr;
   PyObject* kv_lengths = nullptr;
+  PyObject* kv_starts = nullptr;
+  PyObject* query_lengths = nullptr;
+  PyObject* key_offset = nullptr;
+  PyObject* key_stride = nullptr;
   PyObject* out = nullptr;
   PyObject* return_lse = nullptr;
   PyObject* device = nullptr;

@@ -2,10 +2,10 @@
 #include "sdpa_problem.h"
 
 #include <cmath>
-#include <optional>
 
-#include "core/layout.h"
+#include "errors.h"
 #include "hidden_state.h"
+#include "visibility.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -72,59 +72,75 @@ void set_shape(SdpaProblem& problem, const Array& q, const Array& k, const Array
   problem.n_kv_heads = k.shape[1];
   problem.kv_capacity = k.shape[2];
   problem.value_dim = v.shape[3];
-  problem.kv_len = problem.kv_capacity;
 }
 
-/// What says how many keys and where queries stand; absent where the call does not.
-struct GivenLengths {
-  std::optional<IntOrList> kv_lengths, q_start;
-};
+float read_softcap(Argument argument, PyObject* value) {
+  const auto softcap = static_cast<float>(to_double(argument, value));
+  if (softcap > 0 && std::isfinite(softcap)) return softcap;
+  fail_argument(argument.call, ": ", argument.name, ": ", text_or_empty(value),
+                ", takes a finite f32 above 0, or None for no cap");
+}
 
 /// Whatever may run code of the caller (__float__, __index__, tolist): before any array is
 /// described, since such code could resize or free one, which nothing holds then.
-GivenLengths read_options(SdpaProblem& problem, const SdpaCall& call) {
-  if (call.causal != nullptr) problem.causal = to_bool({call.name, "causal"}, call.causal);
-  if (call.return_lse != nullptr) {
-    problem.return_lse = to_bool({call.name, "return_lse"}, call.return_lse);
-  }
-  if (call.scale != nullptr) {
-    problem.scale = static_cast<float>(to_double({call.name, "scale"}, call.scale));
-  }
-  GivenLengths given;
-  if (call.kv_lengths != nullptr) {
-    given.kv_lengths = to_int_or_list({call.name, "kv_lengths"}, call.kv_lengths);
-  }
-  if (call.q_start != nullptr) {
-    given.q_start = to_int_or_list({call.name, "q_start"}, call.q_start);
-  }
-  return given;
+LengthCounts read_options(SdpaProblem& problem, const SdpaCall& call) {
+  LengthCounts counts;
+  const auto read = [&](const char* name, PyObject* value, const auto& take) {
+    if (value != nullptr) take(Argument{call.name, name}, value);
+  };
+  const auto read_lengths = [&](const char* name, PyObject* value, auto& take) {
+    if (value != nullptr) take(Argument{call.name, name}, value, problem, counts);
+  };
+  read("causal", call.causal,
+       [&](Argument argument, PyObject* value) { problem.causal = to_bool(argument, value); });
+  read("return_lse", call.return_lse,
+       [&](Argument argument, PyObject* value) { problem.return_lse = to_bool(argument, value); });
+  read("scale", call.scale, [&](Argument argument, PyObject* value) {
+    problem.scale = static_cast<float>(to_double(argument, value));
+  });
+  read("softcap", call.softcap, [&](Argument argument, PyObject* value) {
+    problem.softcap = read_softcap(argument, value);
+  });
+  read("window", call.window,
+       [&](Argument argument, PyObject* value) { read_window(argument, value, problem); });
+  read("key_offset", call.key_offset,
+       [&](Argument argument, PyObject* value) { problem.key_offset = to_int64(argument, value); });
+  read("key_stride", call.key_stride,
+       [&](Argument argument, PyObject* value) { problem.key_stride = to_int64(argument, value); });
+  read_lengths("kv_lengths", call.kv_lengths, read_kv_lengths);
+  read_lengths("kv_starts", call.kv_starts, read_kv_starts);
+  read_lengths("q_start", call.q_start, read_q_start);
+  read_lengths("query_lengths", call.query_lengths, read_query_lengths);
+  return counts;
 }
 
 void set_default_scale(SdpaProblem& problem) {
   problem.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
 }
 
-/// One entry for each sequence; the core checks the entries themselves.
-std::vector<std::int64_t> one_each(Argument argument, std::vector<std::int64_t> entries,
-                                   std::int64_t batch) {
-  if (static_cast<std::int64_t>(entries.size()) == batch) return entries;
-  fail_argument(argument.call, ": ", argument.name, ": ", entries.size(),
-                " entries, but the batch has ", batch);
+/// Distances in elements from the first element of an array to the ones before and behind it that
+/// lie farthest.
+struct Reach {
+  std::int64_t before = 0;
+  std::int64_t behind = 0;
+};
+
+Reach reach_of(Argument argument, const Array& array) {
+  Reach reach;
+  for (int axis = 0; axis < array.ndim; ++axis) {
+    std::int64_t distance = 0;
+    const bool fits =
+        !__builtin_mul_overflow(array.shape[axis] - 1, array.strides[axis], &distance);
+    std::int64_t& end = distance < 0 ? reach.before : reach.behind;
+    if (fits && !__builtin_add_overflow(end, distance, &end)) continue;
+    fail_argument(argument.call, ": ", argument.name,
+                  ": its strides reach further than 64 bits count");
+  }
+  return reach;
 }
 
-void set_lengths(SdpaProblem& problem, const SdpaCall& call, GivenLengths& given) {
-  if (given.kv_lengths.has_value()) {
-    const Argument argument{call.name, "kv_lengths"};
-    IntOrList& lengths = *given.kv_lengths;
-    if (lengths.single) problem.kv_len = lengths.value;
-    if (!lengths.single) problem.kv_lengths = one_each(argument, lengths.list, problem.batch);
-  }
-  if (given.q_start.has_value()) {
-    const Argument argument{call.name, "q_start"};
-    IntOrList& starts = *given.q_start;
-    if (starts.single) problem.q_start = starts.value;
-    if (!starts.single) problem.q_starts = one_each(argument, starts.list, problem.batch);
-  }
+Framework framework_of(PyObject* object) {
+  return object == nullptr ? Framework::other : array_type_of(object).framework;
 }
 
 void refuse_traced_arrays(const SdpaCall& call, const SdpaInputs& inputs) {
@@ -132,10 +148,13 @@ void refuse_traced_arrays(const SdpaCall& call, const SdpaInputs& inputs) {
   const bool has_other_out = call.out != nullptr && Py_TYPE(call.out) != q.type;
   const ArrayType out = has_other_out ? array_type_of(call.out) : q;
   const bool plain = q.is_plain() && inputs.k.type.is_plain() && inputs.v.type.is_plain();
-  if (plain && out.is_plain()) return;
+  if (plain && out.is_plain() && !has_score_arrays(call)) return;
   refuse_traced(call.name, {{"q", call.q, q.framework},
                             {"k", call.k, inputs.k.type.framework},
                             {"v", call.v, inputs.v.type.framework},
+                            {"mask", call.mask, framework_of(call.mask)},
+                            {"sinks", call.sinks, framework_of(call.sinks)},
+                            {"alibi_slopes", call.alibi_slopes, framework_of(call.alibi_slopes)},
                             {"out", call.out, out.framework}});
 }
 
@@ -166,26 +185,27 @@ TensorLayout tensor_layout(Argument argument, const Array& array) {
   return {0, array.strides[0], array.strides[1], array.strides[2]};
 }
 
-Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
-                   TensorLayout& layout) {
+Buffer wrap_elements(const Device& device, Argument argument, const Array& array,
+                     std::int64_t& offset) {
   if (array.empty) return {};
-  const std::int64_t size = static_cast<std::int64_t>(dtype_size(array.dtype));
-  const TensorView view{array.shape[0], array.shape[1], array.shape[2],
-                        array.shape[3], layout,         size};
-  std::int64_t first = 0;
-  std::int64_t last = 0;
-  if (!element_extent(view, first, last)) {
+  const Reach reach = reach_of(argument, array);
+  const auto size = static_cast<std::int64_t>(dtype_size(array.dtype));
+  std::int64_t bytes = 0;
+  const bool fits = !__builtin_sub_overflow(reach.behind, reach.before, &bytes) &&
+                    !__builtin_add_overflow(bytes, 1, &bytes) &&
+                    !__builtin_mul_overflow(bytes, size, &bytes);
+  if (!fits) {
     fail_argument(argument.call, ": ", argument.name,
                   ": its strides reach further than 64 bits count");
   }
-  const std::int64_t elements = last - first + 1;
-  layout.offset = -first;
-  const auto byte_len = static_cast<std::size_t>(elements * size);
+  offset = -reach.before;
+  const auto byte_len = static_cast<std::size_t>(bytes);
+  const std::int64_t before = reach.before * size;
   if (array.on_metal) {
-    const std::uint64_t offset = array.byte_offset + static_cast<std::uint64_t>(first * size);
-    return device.wrap_native(array.data, offset, byte_len, array.dtype, {}, array.owner);
+    const std::uint64_t start = array.byte_offset + static_cast<std::uint64_t>(before);
+    return device.wrap_native(array.data, start, byte_len, array.dtype, {}, array.owner);
   }
-  const HostMemory memory{static_cast<char*>(array.data) + first * size, byte_len, array.read_only,
+  const HostMemory memory{static_cast<char*>(array.data) + before, byte_len, array.read_only,
                           array.owner};
   // The layout says where elements are; the Buffer's own shape plays no part and costs memory.
   return device.wrap(memory, array.dtype, {});
@@ -193,7 +213,7 @@ Buffer wrap_tensor(const Device& device, Argument argument, const Array& array,
 
 void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
   SdpaProblem& problem = inputs.problem;
-  GivenLengths given = read_options(problem, call);
+  const LengthCounts counts = read_options(problem, call);
   import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", inputs.q);
   import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", inputs.k);
   import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", inputs.v);
@@ -201,7 +221,12 @@ void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
   check_shapes(call.name, inputs.q, inputs.k, inputs.v);
   set_shape(problem, inputs.q, inputs.k, inputs.v);
   if (call.scale == nullptr) set_default_scale(problem);
-  set_lengths(problem, call, given);
+  const bool one_length = call.kv_lengths != nullptr && counts.kv_lengths < 0;
+  if (!one_length) problem.kv_len = problem.kv_capacity;
+  check_counts(call.name, counts, problem.batch);
+  if (has_score_arrays(call)) {
+    read_score_arrays(call, problem, inputs.score_arrays.emplace());
+  }
   problem.set_packed_layouts();
   problem.q = tensor_layout({call.name, "q"}, inputs.q);
   problem.k = tensor_layout({call.name, "k"}, inputs.k);

@@ -1,4 +1,5 @@
-# What nanobind's stubgen cannot see: imports of signatures, exceptions, the vectorcalls.
+# What nanobind's stubgen cannot see: imports of signatures and exceptions. tools/parameter_texts.py
+# adds sdpa() and plan().
 _core.__prefix__:
     from collections.abc import Mapping, Sequence
     from typing import Any, Literal, overload
@@ -38,18 +39,3 @@ _core.__prefix__:
 
     class BufferAllocationError(Error, MemoryError):
         """The device had no memory for a buffer."""
-
-_core.sdpa:
-    @overload
-    def sdpa(q: ArrayT, k: Array, v: Array, *, causal: bool = False, q_start: int | Sequence[int] | Array | None = None, scale: float | None = None, mask: Array | None = None, window: int | tuple[int | None, int | None] | None = None, softcap: float | None = None, sinks: Array | None = None, kv_lengths: int | Sequence[int] | Array | None = None, out: ArrayT | None = None, return_lse: Literal[False] = False, device: Device | str | None = None) -> ArrayT:
-        \doc
-
-    @overload
-    def sdpa(q: ArrayT, k: Array, v: Array, *, causal: bool = False, q_start: int | Sequence[int] | Array | None = None, scale: float | None = None, mask: Array | None = None, window: int | tuple[int | None, int | None] | None = None, softcap: float | None = None, sinks: Array | None = None, kv_lengths: int | Sequence[int] | Array | None = None, out: ArrayT | None = None, return_lse: Literal[True], device: Device | str | None = None) -> tuple[ArrayT, ArrayT]: ...
-
-    @overload
-    def sdpa(q: ArrayT, k: Array, v: Array, *, causal: bool = False, q_start: int | Sequence[int] | Array | None = None, scale: float | None = None, mask: Array | None = None, window: int | tuple[int | None, int | None] | None = None, softcap: float | None = None, sinks: Array | None = None, kv_lengths: int | Sequence[int] | Array | None = None, out: ArrayT | None = None, return_lse: bool, device: Device | str | None = None) -> ArrayT | tuple[ArrayT, ArrayT]: ...
-
-_core.plan:
-    def plan(q: Array, k: Array, v: Array, *, causal: bool = False, q_start: int | Sequence[int] | Array | None = None, scale: float | None = None, mask: Array | None = None, window: int | tuple[int | None, int | None] | None = None, softcap: float | None = None, sinks: Array | None = None, kv_lengths: int | Sequence[int] | Array | None = None, out: Array | None = None, return_lse: bool = False, device: Device | str | None = None) -> str:
-        \doc

@@ -8,7 +8,6 @@ namespace metal_sdpa {
 namespace {
 
 constexpr std::string_view kYes{};
-constexpr std::string_view kNotBuilt = "is not built yet";
 
 }  // namespace
 
@@ -23,15 +22,15 @@ const std::vector<SupportedFeature>& supported_features() {
       {"return_lse", kYes, kYes},
       {"grouped_queries", kYes, kYes},
       {"strides", kYes, kYes},
-      {"mask", kNotBuilt, kNotBuilt},
-      {"window", kNotBuilt, kNotBuilt},
-      {"softcap", kNotBuilt, kNotBuilt},
-      {"sinks", kNotBuilt, kNotBuilt},
-      {"alibi_slopes", kNotBuilt, kNotBuilt},
-      {"kv_starts", kNotBuilt, kNotBuilt},
-      {"query_lengths", kNotBuilt, kNotBuilt},
-      {"key_offset", kNotBuilt, kNotBuilt},
-      {"out_f32", kNotBuilt, kNotBuilt},
+      {"mask", kYes, kYes},
+      {"window", kYes, kYes},
+      {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},
+      {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},
+      {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes},
+      {"out_f32", kYes, kYes},
   };
   return *features;
 }

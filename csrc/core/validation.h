@@ -17,6 +17,7 @@ METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOper
                                       const Backend& backend, const char* call);
 
 /// Unsupported, naming the feature, where the problem asks for one that such devices do not have.
-void require_features(const char* call, DeviceKind kind, const SdpaProblem& problem);
+/// Exported for the bindings too.
+METAL_SDPA_API void require_features(const char* call, DeviceKind kind, const SdpaProblem& problem);
 
 }  // namespace metal_sdpa

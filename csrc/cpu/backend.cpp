@@ -15,12 +15,14 @@
 #include "cpu/element.h"
 #include "cpu/fast/fast.h"
 #include "cpu/immediate.h"
+#include "cpu/merge_states.h"
 #include "cpu/native_library.h"
 #include "cpu/plan.h"
 #include "cpu/sdpa.h"
 #include "cpu/sdpa_merge.h"
 #include "cpu/stream.h"
 #include "cpu/thread_count.h"
+#include "cpu/write_kv.h"
 
 namespace metal_sdpa {
 namespace cpu {
@@ -192,6 +194,17 @@ std::shared_ptr<Library> CpuBackend::attention_library() const {
   library->add("sdpa_merge", sdpa_merge_kernel<float>);
   library->add("sdpa_merge_f16", sdpa_merge_kernel<F16>);
   library->add("sdpa_merge_bf16", sdpa_merge_kernel<BF16>);
+  library->add("merge_states_f32_f32", merge_states_kernel<float, float>);
+  library->add("merge_states_f32_f16", merge_states_kernel<float, F16>);
+  library->add("merge_states_f32_bf16", merge_states_kernel<float, BF16>);
+  library->add("merge_states_f16_f32", merge_states_kernel<F16, float>);
+  library->add("merge_states_f16_f16", merge_states_kernel<F16, F16>);
+  library->add("merge_states_f16_bf16", merge_states_kernel<F16, BF16>);
+  library->add("merge_states_bf16_f32", merge_states_kernel<BF16, float>);
+  library->add("merge_states_bf16_f16", merge_states_kernel<BF16, F16>);
+  library->add("merge_states_bf16_bf16", merge_states_kernel<BF16, BF16>);
+  library->add("write_kv_16", write_kv_kernel<std::uint16_t>);
+  library->add("write_kv_32", write_kv_kernel<std::uint32_t>);
   register_fast([&library](const char* name, NativeKernel kernel) { library->add(name, kernel); });
   return library;
 }

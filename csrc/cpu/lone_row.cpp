@@ -17,29 +17,25 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 template <typename T>
 class Attention {
  public:
-  Attention(const LoneRow& row, StopToken& stop) : row_(row), stop_(stop) {
-    for (std::int64_t d = 0; d < row.head_dim; ++d) {
-      q_[d] = static_cast<double>(load(static_cast<const T*>(row.q) + d)) * row.scale;
+  Attention(const NativeLaunch& launch, const SdpaArgs& args, const RowPlace& row, StopToken& stop)
+      : args_(args), rule_(launch, args, row), sink_(sink_of(launch, args, row.h)), stop_(stop) {
+    const sdpa_i64 kv_h = row.h / (args.n_heads / args.n_kv_heads);
+    const T* q = launch.buffer<const T>(SDPA_BUFFER_Q) +
+                 at(args.q_offset, args.q_stride, row.b, row.h) + row.i * args.q_stride.row;
+    k_ = launch.buffer<const T>(SDPA_BUFFER_K) + at(args.k_offset, args.k_stride, row.b, kv_h);
+    v_ = launch.buffer<const T>(SDPA_BUFFER_V) + at(args.v_offset, args.v_stride, row.b, kv_h);
+    for (sdpa_u32 d = 0; d < args.head_dim; ++d) {
+      q_[d] = static_cast<double>(load(q + d)) * static_cast<double>(args.scale);
     }
   }
 
   bool run(float* out, float& lse) {
-    double maximum = -kInfinity;
-    for (std::int64_t j = 0; j < row_.n_keys; ++j) {
-      if (has_to_stop(j)) return false;
-      maximum = larger_or_nan(maximum, score(j));
-    }
-    std::fill(values_, values_ + row_.value_dim, 0.0);
-    double sum = 0;
-    for (std::int64_t j = 0; j < row_.n_keys && maximum != -kInfinity; ++j) {
-      if (has_to_stop(j)) return false;
-      const double x = score(j);
-      if (x == -kInfinity) continue;
-      const double weight = std::exp(x - maximum);
-      sum += weight;
-      add_values(j, weight);
-    }
-    for (std::int64_t d = 0; d < row_.value_dim; ++d) {
+    double maximum = sink_;
+    if (!find_maximum(maximum)) return false;
+    std::fill(values_, values_ + args_.value_dim, 0.0);
+    double sum = sink_ == -kInfinity ? 0 : std::exp(sink_ - maximum);
+    if (maximum != -kInfinity && !add_keys(maximum, sum)) return false;
+    for (sdpa_u32 d = 0; d < args_.value_dim; ++d) {
       out[d] = sum == 0 ? 0.0f : static_cast<float>(values_[d] / sum);
     }
     lse = static_cast<float>(sum == 0 ? -kInfinity : maximum + std::log(sum));
@@ -47,46 +43,77 @@ class Attention {
   }
 
  private:
-  bool has_to_stop(std::int64_t j) { return j % kKeysToLook == 0 && stop_.stop_requested(); }
+  static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
+    return offset + b * stride.batch + h * stride.head;
+  }
+
+  bool has_to_stop(sdpa_i64 j) { return j % kKeysToLook == 0 && stop_.stop_requested(); }
 
   static double larger_or_nan(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
-  double score(std::int64_t j) const {
-    const T* k = static_cast<const T*>(row_.k) + j * row_.k_stride;
+  bool find_maximum(double& maximum) {
+    for (sdpa_i64 j = rule_.band().begin; j < rule_.band().end; ++j) {
+      if (has_to_stop(j)) return false;
+      if (!rule_.hides(j)) maximum = larger_or_nan(maximum, score(j));
+    }
+    return true;
+  }
+
+  bool add_keys(double maximum, double& sum) {
+    for (sdpa_i64 j = rule_.band().begin; j < rule_.band().end; ++j) {
+      if (has_to_stop(j)) return false;
+      if (rule_.hides(j)) continue;
+      const double x = score(j);
+      if (x == -kInfinity) continue;
+      const double weight = std::exp(x - maximum);
+      sum += weight;
+      const T* v = v_ + j * args_.v_stride.row;
+      for (sdpa_u32 d = 0; d < args_.value_dim; ++d) values_[d] += weight * load(v + d);
+    }
+    return true;
+  }
+
+  double score(sdpa_i64 j) const {
+    const T* k = k_ + j * args_.k_stride.row;
+    const auto head_dim = static_cast<sdpa_i64>(args_.head_dim);
     double lanes[kDotLanes] = {};
-    std::int64_t d = 0;
-    for (; d + kDotLanes <= row_.head_dim; d += kDotLanes) {
+    sdpa_i64 d = 0;
+    for (; d + kDotLanes <= head_dim; d += kDotLanes) {
       for (int i = 0; i < kDotLanes; ++i) lanes[i] += q_[d + i] * load(k + d + i);
     }
-    for (int i = 0; d + i < row_.head_dim; ++i) lanes[i] += q_[d + i] * load(k + d + i);
+    for (int i = 0; d + i < head_dim; ++i) lanes[i] += q_[d + i] * load(k + d + i);
     double sum = 0;
     for (const double lane : lanes) sum += lane;
-    return sum;
+    return rule_.score(sum, j);
   }
 
-  void add_values(std::int64_t j, double weight) {
-    const T* v = static_cast<const T*>(row_.v) + j * row_.v_stride;
-    for (std::int64_t d = 0; d < row_.value_dim; ++d) values_[d] += weight * load(v + d);
-  }
-
-  const LoneRow& row_;
+  const SdpaArgs& args_;
+  const ScoreRow<double> rule_;
+  const double sink_;
   StopToken& stop_;
+  const T* k_;
+  const T* v_;
   double q_[kMaxHeadDim];  ///< times scale
   double values_[kMaxHeadDim];
 };
 
 }  // namespace
 
-bool attend_lone_row(const LoneRow& row, StopToken& stop, float* out, float& lse) {
-  switch (row.kind) {
+float head_sink(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 h) noexcept {
+  return sink_of(launch, args, h);
+}
+
+bool attend_lone_row(const NativeLaunch& launch, const SdpaArgs& args, ElementKind kind,
+                     const RowPlace& row, StopToken& stop, float* out, float& lse) {
+  switch (kind) {
     case ElementKind::f16:
-      return Attention<F16>(row, stop).run(out, lse);
+      return Attention<F16>(launch, args, row, stop).run(out, lse);
     case ElementKind::bf16:
-      return Attention<BF16>(row, stop).run(out, lse);
+      return Attention<BF16>(launch, args, row, stop).run(out, lse);
     case ElementKind::f32:
       break;
   }
-  return Attention<float>(row, stop).run(out, lse);
+  return Attention<float>(launch, args, row, stop).run(out, lse);
 }
 
 }  // namespace metal_sdpa::cpu

@@ -6,37 +6,27 @@
 
 #include <cstdint>
 
-#include "metal_sdpa/native_kernel.h"
+#include "cpu/score_row.h"
 
 namespace metal_sdpa::cpu {
 
 enum class ElementKind { f32, f16, bf16 };
 
-/// Row i of K or V starts i * stride elements behind the first one.
-struct LoneRow {
-  ElementKind kind;
-  const void* q;
-  const void* k;
-  const void* v;
-  std::int64_t k_stride;
-  std::int64_t v_stride;
-  std::int64_t n_keys;  ///< visible ones: the first n_keys
-  std::int64_t head_dim;
-  std::int64_t value_dim;
-  float scale;
-};
+/// Writes value_dim elements to `out` and the log-sum-exp to `lse`. `kind` is that of q, k and v.
+/// Keys whose score is -inf count as hidden; a row that sees no other is 0, its log-sum-exp -inf or
+/// its sink. False when asked to stop, with nothing written.
+bool attend_lone_row(const NativeLaunch& launch, const SdpaArgs& args, ElementKind kind,
+                     const RowPlace& row, StopToken& stop, float* out, float& lse);
 
-/// Writes value_dim elements to `out` and the log-sum-exp to `lse`. Keys whose score is -inf count
-/// as hidden; a row that sees no other is 0, its log-sum-exp -inf. False when asked to stop, with
-/// nothing written.
-bool attend_lone_row(const LoneRow& row, StopToken& stop, float* out, float& lse);
+/// The sink of a head; the launch has sinks. Compiled with nobody's wide instructions.
+float head_sink(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 h) noexcept;
 
 /// What a kernel has of a row before it divides by the sum of weights.
 struct RowSummary {
   float largest_score;  ///< in whatever unit; -inf: none
   float sum;
   bool has_finite_numerators;
-  bool sees_keys;
+  bool sees_keys;  ///< or may: a mask is not looked at
 };
 
 /// Whether the row has to be attended by itself. One whose sum is NaN need not: a query or a key it

@@ -1,5 +1,5 @@
 // The straightforward kernel, one query row at a time:
-//   s_j = scale * (q . k_j)          for every visible key j
+//   s_j = scale * (q . k_j), and what else happens to a score, for every visible key j
 //   out = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m),  m = max_j s_j
 // Keys are taken in spans; each span gives a state (maximum, sum, numerators), and the states are
 // merged in order. Sums are short: 32 keys from zero, then one compensated addition.
@@ -11,6 +11,7 @@
 
 #include "cpu/element.h"
 #include "cpu/lone_row.h"
+#include "cpu/row_end.h"
 #include "cpu/sdpa_packed.h"
 #include "cpu/softmax_state.h"
 #include "shaders/sdpa_args.h"
@@ -22,6 +23,7 @@ namespace {
 constexpr int kTileKeys = 32;
 constexpr int kDotLanes = 16;
 constexpr int kDotBlock = 256;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// q . k of at most kDotBlock elements in kDotLanes partial sums, added as a tree.
 template <typename T>
@@ -59,10 +61,11 @@ struct KeyValues {
   sdpa_i64 v_row;
 };
 
-/// The state of keys begin..end, at most kStraightSpan of them, for query row `q`.
+/// The state of keys begin..end, at most kStraightSpan of them, for query row `q`. A key that is
+/// hidden or whose score is -inf is not looked at again.
 template <typename T>
-void attend_span(const float* q, const KeyValues<T>& kv, sdpa_i64 begin, sdpa_i64 end,
-                 const SdpaArgs& args, RowState& span) {
+void attend_span(const float* q, const KeyValues<T>& kv, const ScoreRow<float>& rule,
+                 sdpa_i64 begin, sdpa_i64 end, const SdpaArgs& args, RowState& span) {
   const int n_keys = static_cast<int>(end - begin);
   const int value_dim = static_cast<int>(args.value_dim);
   float scores[kStraightSpan];
@@ -70,8 +73,10 @@ void attend_span(const float* q, const KeyValues<T>& kv, sdpa_i64 begin, sdpa_i6
 
   // pass 1: scores and their maximum (a NaN score does not move the maximum)
   for (int j = 0; j < n_keys; ++j) {
+    scores[j] = -kInfinity;
+    if (rule.hides(begin + j)) continue;
     const T* k = kv.k + (begin + j) * kv.k_row;
-    scores[j] = args.scale * dot(q, k, static_cast<int>(args.head_dim));
+    scores[j] = rule.score(args.scale * dot(q, k, static_cast<int>(args.head_dim)), begin + j);
     if (scores[j] > span.maximum) span.maximum = scores[j];
   }
 
@@ -83,6 +88,7 @@ void attend_span(const float* q, const KeyValues<T>& kv, sdpa_i64 begin, sdpa_i6
     float values[kMaxHeadDim];
     std::fill(values, values + value_dim, 0.0f);
     for (int j = tile; j < tile_end; ++j) {
+      if (scores[j] == -kInfinity) continue;
       const float weight = std::exp(scores[j] - reference);
       const T* v = kv.v + (begin + j) * kv.v_row;
       weight_sum += weight;
@@ -100,13 +106,20 @@ template <>
 constexpr ElementKind kKindOf<BF16> = ElementKind::bf16;
 
 /// Output of a row in f32, in place of the numerators; returns its log-sum-exp. A row without any
-/// weight (no visible key) is 0, its log-sum-exp -inf.
-float finish_row(RowState& row, int value_dim) {
+/// weight (no visible key) is 0, its log-sum-exp -inf or its sink.
+float finish_row(RowState& row, float sink, int value_dim) {
   const bool empty = row.sum == 0;
+  if (sink != -kInfinity && !empty) {
+    const RowEnd end = end_with_sink(row.maximum, row.sum, sink);
+    for (int d = 0; d < value_dim; ++d) {
+      row.numerators[d] = static_cast<float>(row.numerators[d] / end.divisor);
+    }
+    return end.lse;
+  }
   for (int d = 0; d < value_dim; ++d) {
     row.numerators[d] = empty ? 0.0f : row.numerators[d] / row.sum;
   }
-  return empty ? -std::numeric_limits<float>::infinity() : row.maximum + std::log(row.sum);
+  return empty ? sink : row.maximum + std::log(row.sum);
 }
 
 bool all_finite(const float* values, int n) {
@@ -118,13 +131,9 @@ template <typename T>
 class HeadRows {
  public:
   HeadRows(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 b, sdpa_i64 h)
-      : args_(args), sequence_(args.sequence) {
-    if (launch.bound(SDPA_BUFFER_SEQUENCES)) {
-      sequence_ = launch.buffer<const SdpaSequence>(SDPA_BUFFER_SEQUENCES)[b];
-    }
+      : launch_(launch), args_(args), b_(b), h_(h), sink_(sink_of(launch, args, h)) {
     const sdpa_i64 kv_h = h / (args.n_heads / args.n_kv_heads);
     q_ = launch.buffer<const T>(SDPA_BUFFER_Q) + at(args.q_offset, args.q_stride, b, h);
-    out_ = launch.buffer<T>(SDPA_BUFFER_OUT) + at(args.out_offset, args.out_stride, b, h);
     kv_.k = launch.buffer<const T>(SDPA_BUFFER_K) + at(args.k_offset, args.k_stride, b, kv_h);
     kv_.v = launch.buffer<const T>(SDPA_BUFFER_V) + at(args.v_offset, args.v_stride, b, kv_h);
     kv_.k_row = args.k_stride.row;
@@ -137,49 +146,57 @@ class HeadRows {
   /// Attends row i; false when asked to stop, with nothing written.
   bool attend(sdpa_i64 i, RowState& total, RowState& span, StopToken& stop) const {
     const int value_dim = static_cast<int>(args_.value_dim);
+    const ScoreRow<float> rule(launch_, args_, {b_, h_, i});
     float q[kMaxHeadDim];
     for (int d = 0; d < static_cast<int>(args_.head_dim); ++d) {
       q[d] = load(q_ + i * args_.q_stride.row + d);
     }
     total.reset(value_dim);
-    const sdpa_i64 n_keys = sdpa_band(sequence_, args_.window, i).end;
-    for (sdpa_i64 begin = 0; begin < n_keys; begin += args_.span_len) {
+    const SdpaBand& band = rule.band();
+    for (sdpa_i64 begin = band.begin; begin < band.end;) {
       if (stop.stop_requested()) return false;
-      attend_span(q, kv_, begin, std::min<sdpa_i64>(begin + args_.span_len, n_keys), args_, span);
+      const sdpa_i64 end =
+          std::min<sdpa_i64>((begin / args_.span_len + 1) * args_.span_len, band.end);
+      attend_span(q, kv_, rule, begin, end, args_, span);
       total.merge(span.maximum, span.sum, span.numerators, value_dim,
                   [](float x) { return std::exp(x); });
+      begin = end;
     }
     const bool is_lone = needs_lone_row(
-        {total.maximum, total.sum, all_finite(total.numerators, value_dim), n_keys > 0});
+        {total.maximum, total.sum, all_finite(total.numerators, value_dim), band.begin < band.end});
     float lse = 0;
     if (!is_lone) {
-      lse = finish_row(total, value_dim);
-    } else if (!attend_lone_row(lone_row(i, n_keys), stop, total.numerators, lse)) {
+      lse = finish_row(total, sink_, value_dim);
+    } else if (!attend_lone_row(launch_, args_, kKindOf<T>, {b_, h_, i}, stop, total.numerators,
+                                lse)) {
       return false;
     }
-    for (int d = 0; d < value_dim; ++d)
-      store(out_ + i * args_.out_stride.row + d, total.numerators[d]);
+    const sdpa_i64 out = at(args_.out_offset, args_.out_stride, b_, h_) + i * args_.out_stride.row;
+    if (args_.out_f32 != 0) {
+      store_row(total.numerators, launch_.buffer<float>(SDPA_BUFFER_OUT) + out, value_dim);
+    } else {
+      store_row(total.numerators, launch_.buffer<T>(SDPA_BUFFER_OUT) + out, value_dim);
+    }
     if (lse_ != nullptr) lse_[i] = lse;
     return true;
   }
 
  private:
-  LoneRow lone_row(sdpa_i64 i, sdpa_i64 n_keys) const {
-    return {kKindOf<T>,      q_ + i * args_.q_stride.row,
-            kv_.k,           kv_.v,
-            kv_.k_row,       kv_.v_row,
-            n_keys,          args_.head_dim,
-            args_.value_dim, args_.scale};
-  }
-
   static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
     return offset + b * stride.batch + h * stride.head;
   }
 
+  template <typename Out>
+  static void store_row(const float* values, Out* out, int value_dim) {
+    for (int d = 0; d < value_dim; ++d) store(out + d, values[d]);
+  }
+
+  const NativeLaunch& launch_;
   const SdpaArgs& args_;
-  SdpaSequence sequence_;
+  sdpa_i64 b_;
+  sdpa_i64 h_;
+  float sink_;
   const T* q_;
-  T* out_;
   KeyValues<T> kv_;
   float* lse_ = nullptr;
 };

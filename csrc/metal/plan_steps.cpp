@@ -25,20 +25,14 @@ std::uint32_t span_len_of(const KeySpans& spans) {
   return static_cast<std::uint32_t>(std::min(spans.keys, kMost));
 }
 
-/// Spans begin..end of a sequence that the box has.
-struct SpanRange {
-  std::uint32_t begin;
-  std::uint32_t end;
-  std::uint32_t count() const { return end - begin; }
-};
-
-SpanRange spans_of_box(const KeySpans& spans, const WorkBox& box) {
-  const std::int64_t last = std::min(box.key_end, spans.keys * spans.count);
-  return {static_cast<std::uint32_t>(box.key_begin / spans.keys), ceil_div(last, spans.keys)};
+/// Of the spans that rows of a box see, those that hold its keys.
+SpanRange spans_of_box(SpanRange seen, std::int64_t span_keys, const WorkBox& box) {
+  return {std::max(seen.begin, box.key_begin / span_keys),
+          std::min(seen.end, (box.key_end - 1) / span_keys + 1)};
 }
 
-/// The sequences of a box that are one span, or those that are several and are merged, and how a
-/// kernel goes through them.
+/// The sequences of a box of which its rows see one span, or those of which they see several, which
+/// are merged, and how a kernel goes through them.
 class BoxPlan {
  public:
   BoxPlan(const SdpaProblem& problem, const KernelFacts& kernel, const WorkBox& box, bool is_merged)
@@ -46,12 +40,13 @@ class BoxPlan {
         kernel_(kernel),
         box_(box),
         is_merged_(is_merged),
-        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.batch_begin))) {
+        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.batch_begin))),
+        seen_(seen_spans(problem, kernel.spans, box, box.batch_begin)) {
     if (problem.per_sequence()) {
       items_ = sequence_items();
       for (const SdpaWorkItem& item : items_) count(item.n_spans, 1);
-    } else if ((own_.count > 1) == is_merged) {
-      count(own_.count, box.sequences());
+    } else if ((seen_.count() > 1) == is_merged) {
+      count(seen_.count(), box.sequences());
     }
   }
 
@@ -75,7 +70,7 @@ class BoxPlan {
       bind_items(items, step);
     } else {
       step.threadgroups = {static_cast<std::uint32_t>(box_.sequences()), heads,
-                           blocks * spans_of_box(own_, box_).count()};
+                           blocks * static_cast<std::uint32_t>(box_spans().count())};
     }
     step.threadgroup_size = {kernel_.threads, 1, 1};
     if (kernel_.threadgroup_bytes > 0) {
@@ -83,6 +78,9 @@ class BoxPlan {
     }
     step.flops = flops();
     bind_sdpa_inputs(problem_, step);
+    if (is_windowed() && !has_band_begin(problem_)) {
+      step.constants.push_back({SDPA_CONSTANT_WINDOW, true});
+    }
     if (is_merged_) {
       step.constants.push_back({SDPA_CONSTANT_PARTIAL, true});
       bind_states(step, step.writes);
@@ -95,7 +93,7 @@ class BoxPlan {
 
   PlanStep merge_step() const {
     PlanStep step;
-    step.kernel = kMergeKernels.of(problem_.dtype);
+    step.kernel = kMergeKernels.of(problem_.out_dtype());
     const auto heads = static_cast<std::uint32_t>(box_.heads());
     const auto sequences = static_cast<std::uint32_t>(box_.sequences());
     const std::uint32_t rows =
@@ -111,12 +109,19 @@ class BoxPlan {
     step.threadgroup_memory.push_back({0, SDPA_MERGE_BYTES});
     step.flops = 2.0 * static_cast<double>(states()) * static_cast<double>(problem_.value_dim);
     bind_sdpa_outputs(problem_, step);
+    if (is_windowed()) step.constants.push_back({SDPA_CONSTANT_WINDOW, true});
     bind_states(step, step.reads);
     bind_args(step);
     return step;
   }
 
  private:
+  SpanRange box_spans() const { return spans_of_box(seen_, own_.keys, box_); }
+
+  /// Keys that stand more than a position apart take a division a row, for which kernels have no
+  /// room beside the usual.
+  bool is_windowed() const { return has_band_begin(problem_) || problem_.key_stride != 1; }
+
   void count(std::int64_t spans, std::int64_t sequences) {
     n_spans_ += spans * sequences;
     most_spans_ = std::max(most_spans_, spans);
@@ -136,16 +141,17 @@ class BoxPlan {
 
   void bind_args(PlanStep& step) const {
     SdpaArgs args = sdpa_args(problem_, span_len_of(own_));
-    const SpanRange range = spans_of_box(own_, box_);
-    args.n_spans = static_cast<sdpa_u32>(own_.count);
+    const SpanRange range = box_spans();
+    args.n_spans = static_cast<sdpa_u32>(seen_.count());
+    args.seen_begin = static_cast<sdpa_u32>(seen_.begin);
     args.group_split = kernel_.group_split;
     args.batch_begin = static_cast<sdpa_u32>(box_.batch_begin);
     args.head_begin = static_cast<sdpa_u32>(box_.head_begin);
     args.head_end = static_cast<sdpa_u32>(box_.head_end);
     args.row_begin = static_cast<sdpa_u32>(box_.row_begin);
     args.row_end = static_cast<sdpa_u32>(box_.row_end);
-    args.span_begin = range.begin;
-    args.span_end = range.end;
+    args.span_begin = static_cast<sdpa_u32>(range.begin);
+    args.span_end = static_cast<sdpa_u32>(range.end);
     step.args.index = SDPA_BUFFER_ARGS;
     step.args.bytes.assign(reinterpret_cast<const std::byte*>(&args), sizeof(args));
   }
@@ -166,19 +172,19 @@ class BoxPlan {
     step.constants.push_back({SDPA_CONSTANT_WORK, true});
   }
 
-  /// An item for each sequence, the longest first.
+  /// An item for each sequence, the one with the most keys first.
   std::vector<SdpaWorkItem> sequence_items() const {
     std::vector<SdpaWorkItem> items;
     for (std::int64_t b = box_.batch_begin; b < box_.batch_end; ++b) {
       const SdpaSequence sequence = sequence_of(problem_, b);
-      const KeySpans spans = spans_of(kernel_.spans, sequence.kv_len);
-      if ((spans.count > 1) != is_merged_) continue;
-      const auto n_spans = static_cast<sdpa_u32>(spans.count);
-      items.push_back({sequence, static_cast<sdpa_u32>(b), 0, span_len_of(spans), n_spans, 0, 0});
+      const SpanRange seen = seen_spans(problem_, kernel_.spans, box_, b);
+      if ((seen.count() > 1) != is_merged_) continue;
+      const std::uint32_t span_len = span_len_of(spans_of(kernel_.spans, sequence.kv_len));
+      items.push_back({sequence, static_cast<sdpa_u32>(b), 0, span_len,
+                       static_cast<sdpa_u32>(seen.count()), 0, static_cast<sdpa_u32>(seen.begin)});
     }
-    std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) {
-      return a.sequence.kv_len > b.sequence.kv_len;
-    });
+    std::stable_sort(items.begin(), items.end(),
+                     [this](const auto& a, const auto& b) { return keys_of(a) > keys_of(b); });
     sdpa_u32 first_span = 0;
     for (SdpaWorkItem& item : items) {
       item.first_span = first_span;
@@ -187,13 +193,24 @@ class BoxPlan {
     return items;
   }
 
-  /// An item for each span of each sequence that the box has, the longest sequence first.
+  /// Keys that any row of the box sees of the item's sequence.
+  std::int64_t keys_of(const SdpaWorkItem& item) const {
+    const SdpaBand band =
+        sdpa_band_of_rows(item.sequence, window_of(problem_), box_.row_begin, box_.row_end - 1);
+    return band.end - band.begin;
+  }
+
+  /// An item for each span of each sequence that the box has, in the order of sequences.
   std::vector<SdpaWorkItem> span_items() const {
     std::vector<SdpaWorkItem> items;
     items.reserve(static_cast<std::size_t>(n_spans_));
     for (SdpaWorkItem item : items_) {
-      const SpanRange range = spans_of_box({item.span_len, item.n_spans}, box_);
-      for (item.span = range.begin; item.span < range.end; ++item.span) items.push_back(item);
+      const SpanRange seen{item.seen_begin, item.seen_begin + item.n_spans};
+      const SpanRange range = spans_of_box(seen, item.span_len, box_);
+      for (std::int64_t span = range.begin; span < range.end; ++span) {
+        item.span = static_cast<sdpa_u32>(span);
+        items.push_back(item);
+      }
     }
     return items;
   }
@@ -202,7 +219,9 @@ class BoxPlan {
   const KernelFacts& kernel_;
   const WorkBox& box_;
   const bool is_merged_;
-  const KeySpans own_;               ///< of the first sequence, and of all where they are alike
+  // Of the first sequence, and of all where they are alike.
+  const KeySpans own_;
+  const SpanRange seen_;
   std::vector<SdpaWorkItem> items_;  ///< one a sequence, where they are not alike
   std::int64_t n_spans_ = 0;
   std::int64_t most_spans_ = 1;

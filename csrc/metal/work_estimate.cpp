@@ -32,22 +32,30 @@ bool halve(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkUnit&
     first.row_end = second.row_begin = row;
     return true;
   }
-  const std::int64_t kv_len = problem.sequence_kv_len(first.batch_begin);
-  const std::int64_t last = std::min(first.key_end, kv_len);
-  const std::int64_t key = middle_of(first.key_begin, last, spans_of(rule, kv_len).keys);
-  if (key >= last) return false;
-  first.key_end = second.key_begin = key;
+  const std::int64_t keys = spans_of(rule, problem.sequence_kv_len(first.batch_begin)).keys;
+  const SpanRange seen = seen_spans(problem, rule, first, first.batch_begin);
+  const std::int64_t begin = std::max(first.key_begin / keys, seen.begin);
+  const std::int64_t end = std::min((first.key_end - 1) / keys + 1, seen.end);
+  const std::int64_t span = middle_of(begin, end, 1);
+  if (span >= end) return false;
+  first.key_end = second.key_begin = span * keys;
   return true;
 }
 
-/// Keys of the longest span that the box has.
+SdpaBand band_of_box(const SdpaProblem& problem, const WorkBox& box, std::int64_t b) {
+  return sdpa_band_of_rows(sequence_of(problem, b), window_of(problem), box.row_begin,
+                           box.row_end - 1);
+}
+
+/// Keys of the longest span that the box has, of those that its rows see.
 std::int64_t longest_span(const SdpaProblem& problem, const SdpaSpanRule& rule,
                           const WorkBox& box) {
   std::int64_t longest = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    const std::int64_t kv_len = problem.sequence_kv_len(b);
-    const std::int64_t keys = std::min(kv_len, box.key_end) - box.key_begin;
-    longest = std::max(longest, std::min(keys, spans_of(rule, kv_len).keys));
+    const SdpaBand band = band_of_box(problem, box, b);
+    const std::int64_t keys = std::min(band.end, box.key_end) - std::max(band.begin, box.key_begin);
+    const std::int64_t span = spans_of(rule, problem.sequence_kv_len(b)).keys;
+    longest = std::max(longest, std::min(keys, span));
     if (!problem.per_sequence()) break;
   }
   return longest;
@@ -83,10 +91,18 @@ KeySpans spans_of(const SdpaSpanRule& rule, std::int64_t kv_len) {
   return {keys, std::max<std::int64_t>(sdpa_span_count(kv_len, keys), 1)};
 }
 
+SpanRange seen_spans(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box,
+                     std::int64_t b) {
+  const SdpaBand band = band_of_box(problem, box, b);
+  if (band.begin >= band.end) return {0, 1};
+  const std::int64_t keys = spans_of(rule, problem.sequence_kv_len(b)).keys;
+  return {sdpa_span_of(band.begin, keys), sdpa_span_count(band.end, keys)};
+}
+
 double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
   std::int64_t n_spans = 0;
   for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    const std::int64_t count = spans_of(rule, problem.sequence_kv_len(b)).count;
+    const std::int64_t count = seen_spans(problem, rule, box, b).count();
     if (count > 1) n_spans += count;
     if (problem.per_sequence()) continue;
     n_spans *= box.sequences();

@@ -43,7 +43,20 @@ struct KeySpans {
 
 KeySpans spans_of(const SdpaSpanRule& rule, std::int64_t kv_len);
 
-/// Bytes of the states that the box leaves: those of its sequences that are more than one span.
+/// Spans begin..end, counted from key 0.
+struct SpanRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t count() const { return end - begin; }
+};
+
+/// The spans of sequence b that any row of the box sees, whatever keys the box has; one where there
+/// are none: its rows are written all the same.
+SpanRange seen_spans(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box,
+                     std::int64_t b);
+
+/// Bytes of the states that the box leaves: those of its sequences of which it
+/// sees more than one span.
 double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box);
 
 /// What a kernel is sure to reach on the smallest GPU (7-core M1: 68 GB/s, 2.3 TFLOP/s f32), used

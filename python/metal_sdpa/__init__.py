@@ -1,5 +1,6 @@
 """Fused scaled-dot-product attention for inference engines, on Apple GPUs and on any CPU."""
 
+from ._cache import write_kv
 from ._core import (
     Buffer,
     BufferAllocationError,
@@ -12,16 +13,22 @@ from ._core import (
     Error,
     Graph,
     GraphNode,
+    HeadLayout,
     InvalidArgument,
     InvalidType,
     KernelNotFound,
     KernelRegistry,
+    MaskLayout,
     OpKind,
     Pipeline,
+    SdpaOperands,
     SdpaParams,
+    SdpaProblem,
     ShaderCompilationError,
+    TensorLayout,
     Unsupported,
     UnsupportedDType,
+    Visibility,
     __version__,
     as_dtype,
     encode_sdpa,
@@ -34,6 +41,7 @@ from ._core import (
     supported_features,
 )
 from ._paths import get_cmake_dir, get_include, get_library_dir
+from ._states import merge_states
 from ._supports import Support, supports
 
 __all__ = [
@@ -48,17 +56,23 @@ __all__ = [
     "Error",
     "Graph",
     "GraphNode",
+    "HeadLayout",
     "InvalidArgument",
     "InvalidType",
     "KernelNotFound",
     "KernelRegistry",
+    "MaskLayout",
     "OpKind",
     "Pipeline",
+    "SdpaOperands",
     "SdpaParams",
+    "SdpaProblem",
     "ShaderCompilationError",
     "Support",
+    "TensorLayout",
     "Unsupported",
     "UnsupportedDType",
+    "Visibility",
     "__version__",
     "as_dtype",
     "encode_sdpa",
@@ -66,6 +80,7 @@ __all__ = [
     "get_include",
     "get_library_dir",
     "get_num_threads",
+    "merge_states",
     "plan",
     "register_sdpa",
     "sdpa",
@@ -73,4 +88,5 @@ __all__ = [
     "shutdown",
     "supported_features",
     "supports",
+    "write_kv",
 ]

@@ -379,6 +379,475 @@ class CommandEncoder:
     def capturing(self) -> bool:
         """Whether a capture is open."""
 
+class TensorLayout:
+    """
+    Where element [b][h][i][d] of a tensor stands: offset + b * batch_stride + h * head_stride +
+    i * row_stride + d elements from the start of its Buffer.
+    """
+
+    def __init__(
+        self, *, offset: int = 0, batch_stride: int = 0, head_stride: int = 0, row_stride: int = 0
+    ) -> None: ...
+    @property
+    def offset(self) -> int:
+        """Of element [0][0][0][0]."""
+
+    @property
+    def batch_stride(self) -> int:
+        """Elements from b to b + 1."""
+
+    @property
+    def head_stride(self) -> int:
+        """Elements from head to head."""
+
+    @property
+    def row_stride(self) -> int:
+        """Elements from row to row."""
+
+    def __repr__(self) -> str: ...
+
+class MaskLayout:
+    """
+    Where element [b][h][i][j] of a mask over [B, Hq, L, S] stands; a stride of 0 broadcasts.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: DTypeLike = "u8",
+        offset: int = 0,
+        batch_stride: int = 0,
+        head_stride: int = 0,
+        row_stride: int = 0,
+        key_stride: int = 1,
+    ) -> None: ...
+    @property
+    def dtype(self) -> DTypeLike:
+        """
+        u8: anything but 0 lets the row see the key; f32, f16 and bf16 are added to the score.
+        """
+
+    @property
+    def offset(self) -> int:
+        """Of element [0][0][0][0]."""
+
+    @property
+    def batch_stride(self) -> int:
+        """Elements from b to b + 1."""
+
+    @property
+    def head_stride(self) -> int:
+        """Elements from head to head."""
+
+    @property
+    def row_stride(self) -> int:
+        """Elements from query to query."""
+
+    @property
+    def key_stride(self) -> int:
+        """Elements from key to key."""
+
+    def __repr__(self) -> str: ...
+
+class HeadLayout:
+    """Where a number a head stands, in elements."""
+
+    def __init__(
+        self,
+        *,
+        dtype: DTypeLike = "f32",
+        offset: int = 0,
+        batch_stride: int = 0,
+        head_stride: int = 1,
+    ) -> None: ...
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of the numbers."""
+
+    @property
+    def offset(self) -> int:
+        """Of the number of head 0."""
+
+    @property
+    def batch_stride(self) -> int:
+        """Elements from b to b + 1."""
+
+    @property
+    def head_stride(self) -> int:
+        """Elements from head to head."""
+
+    def __repr__(self) -> str: ...
+
+class Visibility:
+    """Which keys the queries of an sdpa node see."""
+
+    @property
+    def causal(self) -> bool:
+        """Nothing behind the query's own position."""
+
+    @property
+    def window_left(self) -> int:
+        """Positions before the query's own; -1: unlimited."""
+
+    @property
+    def window_right(self) -> int:
+        """Positions behind the query's own; -1: unlimited."""
+
+    @property
+    def kv_len(self) -> int:
+        """One past the last slot in use, 0 to S."""
+
+    @property
+    def kv_start(self) -> int:
+        """First slot in use, 0 to S."""
+
+    @property
+    def q_start(self) -> int | None:
+        """Position of query 0; None: the last row in use meets the last key."""
+
+    @property
+    def query_len(self) -> int | None:
+        """Rows in use, 0 to L; None: all."""
+
+    @property
+    def kv_lengths(self) -> Sequence[int]:
+        """kv_len of each sequence, or empty."""
+
+    @property
+    def kv_starts(self) -> Sequence[int]:
+        """kv_start of each sequence, or empty."""
+
+    @property
+    def q_starts(self) -> Sequence[int]:
+        """q_start of each sequence, or empty."""
+
+    @property
+    def query_lengths(self) -> Sequence[int]:
+        """query_len of each sequence, or empty."""
+
+    @property
+    def key_offset(self) -> int:
+        """Position of slot 0."""
+
+    @property
+    def key_stride(self) -> int:
+        """Positions from slot to slot."""
+
+    def __repr__(self) -> str: ...
+
+class SdpaProblem:
+    """
+    One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv].
+
+    Unless given, value_dim is head_dim, kv_len is kv_capacity, and the layouts are packed row-major.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: DTypeLike = "f32",
+        batch: int = 1,
+        n_heads: int = 1,
+        n_kv_heads: int = 1,
+        seq_len: int = 1,
+        kv_capacity: int = 1,
+        head_dim: int = 1,
+        value_dim: int = 1,
+        causal: bool = False,
+        window_left: int = -1,
+        window_right: int = -1,
+        kv_len: int = 1,
+        kv_start: int = 0,
+        q_start: int | None = None,
+        query_len: int | None = None,
+        kv_lengths: Sequence[int] = (),
+        kv_starts: Sequence[int] = (),
+        q_starts: Sequence[int] = (),
+        query_lengths: Sequence[int] = (),
+        key_offset: int = 0,
+        key_stride: int = 1,
+        scale: float = 1.0,
+        softcap: float = 0.0,
+        mask: MaskLayout | None = None,
+        alibi_slopes: HeadLayout | None = None,
+        sinks: HeadLayout | None = None,
+        out_f32: bool = False,
+        return_lse: bool = False,
+        q: TensorLayout = ...,
+        k: TensorLayout = ...,
+        v: TensorLayout = ...,
+        out: TensorLayout = ...,
+        kernel: str = "",
+    ) -> None: ...
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of q, k and v: f32, f16 or bf16."""
+
+    @dtype.setter
+    def dtype(self, value: DTypeLike, /) -> None: ...
+    @property
+    def batch(self) -> int:
+        """B."""
+
+    @batch.setter
+    def batch(self, value: int, /) -> None: ...
+    @property
+    def n_heads(self) -> int:
+        """Hq, a multiple of n_kv_heads."""
+
+    @n_heads.setter
+    def n_heads(self, value: int, /) -> None: ...
+    @property
+    def n_kv_heads(self) -> int:
+        """Hkv."""
+
+    @n_kv_heads.setter
+    def n_kv_heads(self, value: int, /) -> None: ...
+    @property
+    def seq_len(self) -> int:
+        """L."""
+
+    @seq_len.setter
+    def seq_len(self, value: int, /) -> None: ...
+    @property
+    def kv_capacity(self) -> int:
+        """S: rows that k and v hold a head."""
+
+    @kv_capacity.setter
+    def kv_capacity(self, value: int, /) -> None: ...
+    @property
+    def head_dim(self) -> int:
+        """D."""
+
+    @head_dim.setter
+    def head_dim(self, value: int, /) -> None: ...
+    @property
+    def value_dim(self) -> int:
+        """Dv."""
+
+    @value_dim.setter
+    def value_dim(self, value: int, /) -> None: ...
+    @property
+    def causal(self) -> bool:
+        """Nothing behind the query's own position."""
+
+    @causal.setter
+    def causal(self, value: bool, /) -> None: ...
+    @property
+    def window_left(self) -> int:
+        """Positions before the query's own; -1: unlimited."""
+
+    @window_left.setter
+    def window_left(self, value: int, /) -> None: ...
+    @property
+    def window_right(self) -> int:
+        """Positions behind the query's own; -1: unlimited."""
+
+    @window_right.setter
+    def window_right(self, value: int, /) -> None: ...
+    @property
+    def kv_len(self) -> int:
+        """One past the last slot in use, 0 to S."""
+
+    @kv_len.setter
+    def kv_len(self, value: int, /) -> None: ...
+    @property
+    def kv_start(self) -> int:
+        """First slot in use, 0 to S."""
+
+    @kv_start.setter
+    def kv_start(self, value: int, /) -> None: ...
+    @property
+    def q_start(self) -> int | None:
+        """Position of query 0; None: the last row in use meets the last key."""
+
+    @q_start.setter
+    def q_start(self, value: int | None, /) -> None: ...
+    @property
+    def query_len(self) -> int | None:
+        """Rows in use, 0 to L; None: all."""
+
+    @query_len.setter
+    def query_len(self, value: int | None, /) -> None: ...
+    @property
+    def kv_lengths(self) -> Sequence[int]:
+        """kv_len of each sequence, or empty."""
+
+    @kv_lengths.setter
+    def kv_lengths(self, value: Sequence[int], /) -> None: ...
+    @property
+    def kv_starts(self) -> Sequence[int]:
+        """kv_start of each sequence, or empty."""
+
+    @kv_starts.setter
+    def kv_starts(self, value: Sequence[int], /) -> None: ...
+    @property
+    def q_starts(self) -> Sequence[int]:
+        """q_start of each sequence, or empty."""
+
+    @q_starts.setter
+    def q_starts(self, value: Sequence[int], /) -> None: ...
+    @property
+    def query_lengths(self) -> Sequence[int]:
+        """query_len of each sequence, or empty."""
+
+    @query_lengths.setter
+    def query_lengths(self, value: Sequence[int], /) -> None: ...
+    @property
+    def key_offset(self) -> int:
+        """Position of slot 0."""
+
+    @key_offset.setter
+    def key_offset(self, value: int, /) -> None: ...
+    @property
+    def key_stride(self) -> int:
+        """Positions from slot to slot."""
+
+    @key_stride.setter
+    def key_stride(self, value: int, /) -> None: ...
+    @property
+    def scale(self) -> float:
+        """Of q . k, finite."""
+
+    @scale.setter
+    def scale(self, value: float, /) -> None: ...
+    @property
+    def softcap(self) -> float:
+        """c of c * tanh(x / c); 0: none."""
+
+    @softcap.setter
+    def softcap(self, value: float, /) -> None: ...
+    @property
+    def mask(self) -> MaskLayout | None:
+        """Where the mask's elements are."""
+
+    @mask.setter
+    def mask(self, value: MaskLayout | None, /) -> None: ...
+    @property
+    def alibi_slopes(self) -> HeadLayout | None:
+        """Where the ALiBi slopes are, f32."""
+
+    @alibi_slopes.setter
+    def alibi_slopes(self, value: HeadLayout | None, /) -> None: ...
+    @property
+    def sinks(self) -> HeadLayout | None:
+        """Where the sinks are, f32 or of q's dtype."""
+
+    @sinks.setter
+    def sinks(self, value: HeadLayout | None, /) -> None: ...
+    @property
+    def out_f32(self) -> bool:
+        """out is f32 whatever q's dtype is."""
+
+    @out_f32.setter
+    def out_f32(self, value: bool, /) -> None: ...
+    @property
+    def return_lse(self) -> bool:
+        """Write the log of the softmax denominators, f32 [B, Hq, L]."""
+
+    @return_lse.setter
+    def return_lse(self, value: bool, /) -> None: ...
+    @property
+    def q(self) -> TensorLayout:
+        """Of q; packed unless given."""
+
+    @q.setter
+    def q(self, value: TensorLayout, /) -> None: ...
+    @property
+    def k(self) -> TensorLayout:
+        """Of k; packed unless given."""
+
+    @k.setter
+    def k(self, value: TensorLayout, /) -> None: ...
+    @property
+    def v(self) -> TensorLayout:
+        """Of v; packed unless given."""
+
+    @v.setter
+    def v(self, value: TensorLayout, /) -> None: ...
+    @property
+    def out(self) -> TensorLayout:
+        """Of out; packed unless given."""
+
+    @out.setter
+    def out(self, value: TensorLayout, /) -> None: ...
+    @property
+    def kernel(self) -> str:
+        """A kernel family to force; empty: the planner's choice."""
+
+    @kernel.setter
+    def kernel(self, value: str, /) -> None: ...
+    def __repr__(self) -> str: ...
+    def set_packed_layouts(self) -> None:
+        """
+        Gives q, k, v and out the layouts of packed row-major tensors of the shape.
+        """
+
+class SdpaOperands:
+    """Memory of a problem. A tensor without elements needs none."""
+
+    def __init__(
+        self,
+        *,
+        q: Buffer | None = None,
+        k: Buffer | None = None,
+        v: Buffer | None = None,
+        out: Buffer | None = None,
+        lse: Buffer | None = None,
+        mask: Buffer | None = None,
+        sinks: Buffer | None = None,
+        alibi_slopes: Buffer | None = None,
+    ) -> None: ...
+    @property
+    def q(self) -> Buffer | None:
+        """Read."""
+
+    @q.setter
+    def q(self, value: Buffer | None, /) -> None: ...
+    @property
+    def k(self) -> Buffer | None:
+        """Read."""
+
+    @k.setter
+    def k(self, value: Buffer | None, /) -> None: ...
+    @property
+    def v(self) -> Buffer | None:
+        """Read."""
+
+    @v.setter
+    def v(self, value: Buffer | None, /) -> None: ...
+    @property
+    def out(self) -> Buffer | None:
+        """Written."""
+
+    @out.setter
+    def out(self, value: Buffer | None, /) -> None: ...
+    @property
+    def lse(self) -> Buffer | None:
+        """Written where the problem returns lse."""
+
+    @lse.setter
+    def lse(self, value: Buffer | None, /) -> None: ...
+    @property
+    def mask(self) -> Buffer | None:
+        """Read where the problem has a mask."""
+
+    @mask.setter
+    def mask(self, value: Buffer | None, /) -> None: ...
+    @property
+    def sinks(self) -> Buffer | None:
+        """Read where the problem has sinks."""
+
+    @sinks.setter
+    def sinks(self, value: Buffer | None, /) -> None: ...
+    @property
+    def alibi_slopes(self) -> Buffer | None:
+        """Read where the problem has slopes."""
+
+    @alibi_slopes.setter
+    def alibi_slopes(self, value: Buffer | None, /) -> None: ...
+    def __repr__(self) -> str: ...
+
 class GraphNode:
     """What `Graph.nodes` tells of one node."""
 
@@ -436,12 +905,29 @@ class Graph:
         Encodes every node; the encoder's hazard tracker decides on barriers. May be repeated.
         """
 
-    def update(self, node: GraphNode | int, *, kv_seq_len: int) -> None:
-        """
-        Plans an sdpa node, given as one of `nodes` or by its index, anew for another length, 1 to the
-        recorded kv_capacity.
+    def visibility(self, node: GraphNode | int) -> Visibility:
+        """What the queries of an sdpa node see."""
 
-        InvalidArgument for any other node or length.
+    def update(
+        self,
+        node: GraphNode | int,
+        *,
+        kv_seq_len: int = ...,
+        causal: bool = ...,
+        window: int | tuple[int | None, int | None] | None = ...,
+        q_start: int | Sequence[int] | Array | None = ...,
+        query_lengths: int | Sequence[int] | Array | None = ...,
+        kv_lengths: int | Sequence[int] | Array = ...,
+        kv_starts: int | Sequence[int] | Array = ...,
+        key_offset: int = ...,
+        key_stride: int = ...,
+    ) -> None:
+        """
+        Plans an sdpa node, given as one of `nodes` or by its index, anew for other lengths, starts or
+        windows, in sdpa()'s own terms; what is not given stays. kv_seq_len is one length for all
+        sequences, 1 to the recorded kv_capacity.
+
+        InvalidArgument, and nothing changes, for any other node or what the problem does not take.
         """
 
 class SdpaParams:
@@ -519,6 +1005,7 @@ class SdpaParams:
 
     def __repr__(self) -> str: ...
 
+@overload
 def encode_sdpa(
     encoder: CommandEncoder,
     registry: KernelRegistry,
@@ -538,6 +1025,19 @@ def encode_sdpa(
     """
 
 @overload
+def encode_sdpa(
+    encoder: CommandEncoder,
+    registry: KernelRegistry,
+    device: Device,
+    operands: SdpaOperands,
+    problem: SdpaProblem,
+) -> None:
+    """
+    The same with layouts, lengths, lse and every feature. The memory stays alive until the work is
+    done.
+    """
+
+@overload
 def sdpa(
     q: ArrayT,
     k: Array,
@@ -550,35 +1050,61 @@ def sdpa(
     window: int | tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
     kv_lengths: int | Sequence[int] | Array | None = None,
+    kv_starts: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
     out: ArrayT | None = None,
     return_lse: Literal[False] = False,
     device: Device | str | None = None,
 ) -> ArrayT:
     """
-    softmax(q k^T * scale) v, with causal masking and grouped queries; waits for the result.
+    softmax(transform(q k^T * scale)) v, with grouped queries; waits for the result.
 
     Arguments
-      q           [B, Hq, L, D], f32, f16 or bf16; NumPy or anything with __dlpack__ (torch, JAX, MLX).
-                  A NumPy uint16 array holds bfloat16 bits; ml_dtypes.bfloat16 works too.
-      k, v        [B, Hkv, S, D] and [B, Hkv, S, Dv], of q's dtype. Query head h reads KV head
-                  h / (Hq / Hkv). Any strides, as long as the last dimension is contiguous.
-      causal      query i of a sequence stands at q_start + i and sees keys up to its position.
-      q_start     int, or one for each sequence; may be negative. Default: kv_len - L, so that the last
-                  query meets the last key. torch's is_causal is q_start=0.
-      scale       of the scores, finite. Default: 1 / sqrt(D).
-      kv_lengths  keys in use, 0 to S: an int, or one for each sequence. Default: S.
-      out         [B, Hq, L, Dv] array of q's dtype to write into; must be writable and overlap neither
-                  itself nor an input.
-      return_lse  also return the natural log of the softmax denominators, f32 [B, Hq, L].
-      device      a Device, "cpu", "metal" or "auto". Default: where the arrays are. On Metal, host
-                  arrays are copied in and out.
-      mask, window, softcap, sinks
-                  not built yet: Unsupported.
+      q             [B, Hq, L, D], f32, f16 or bf16; NumPy or anything with __dlpack__ (torch, JAX,
+                    MLX). A NumPy uint16 array holds bfloat16 bits; ml_dtypes.bfloat16 works too.
+      k             [B, Hkv, S, D], of q's dtype. Query head h reads KV head h // (Hq // Hkv). q, k and
+                    v have any strides, as long as the last dimension is contiguous.
+      v             [B, Hkv, S, Dv], of q's dtype.
+      causal        Query i of a sequence stands at position q_start + i and sees no key behind it.
+      q_start       An int, or one a sequence; may be negative. Default: kv_len less the queries in use,
+                    so that the last query meets the last key. torch's is_causal is q_start=0.
+      scale         Of q . k, finite; 0 and negative are allowed. Default: 1 / sqrt(D).
+      mask          bool (True = attend), or f32, f16 or bf16 numbers that are added to the scores,
+                    whatever q's dtype is. Broadcast to [B, Hq, L, S] from the right; any strides, never
+                    copied. -inf hides; a NaN at a visible key gives a NaN row.
+      window        An int W: W keys with the query's own, none behind it. Or a pair (left, right): keys
+                    at most left positions before the query's and right behind it, None or -1 for
+                    unlimited.
+      softcap       c, above 0 and finite: a score x becomes c * tanh(x / c), before ALiBi and mask.
+      sinks         [Hq] or a scalar array, f32 or q's dtype, finite or -inf: one more score of every
+                    row, which has no value; lse counts it.
+      alibi_slopes  [Hq] or [B, Hq], f32, finite: slope * |position of the query - position of the key|
+                    is taken off the scores.
+      kv_lengths    Keys in use, 0 to S: an int, or one a sequence. Default: S. Slots past them never
+                    matter, whatever bits they hold.
+      kv_starts     First slot in use, 0 to S (left padding): an int, or one a sequence. Default: 0.
+      query_lengths Queries in use, 0 to L: an int, or one a sequence. Default: L. Rows past them are 0
+                    with lse -inf and cost nothing.
+      key_offset    Slot j stands at position key_offset + j * key_stride (a shard of the keys); other
+                    than 0 and 1 they want a given q_start.
+      key_stride    See key_offset; 1 or more.
+      out           [B, Hq, L, Dv] to write into, of q's dtype or f32; writable, and overlapping neither
+                    itself nor an input.
+      return_lse    Also return the natural log of the softmax denominators, f32 [B, Hq, L].
+      device        A Device, "cpu", "metal" or "auto". Default: where the arrays are. On Metal, host
+                    arrays are copied in and out.
 
-    Returns out, or (out, lse), as new arrays of q's framework unless `out` is given. A row that sees no
-    key is 0, its lse -inf; B, L and S may be 0. Inputs are neither written nor copied (except onto
-    Metal).
+    The order of what happens to a score: scale, softcap, ALiBi, mask; then softmax over the keys that
+    causal, window, lengths, starts and mask leave, with the sink beside them.
+
+    Returns out, or (out, lse), as new arrays of q's framework unless `out` is given; the axes of out lie
+    in memory in the order of q's. A row that sees no key is 0, its lse -inf or its sink; B, L and S may
+    be 0. What a row does not see never reaches it, whatever bits it holds. Inputs are neither written
+    nor copied (except onto Metal).
 
     Errors: InvalidArgument (shapes, lengths, strides, overlap), InvalidType, UnsupportedDType,
     Unsupported (memory of other devices; arrays that are more than their memory: that require gradients
@@ -598,7 +1124,12 @@ def sdpa(
     window: int | tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
     kv_lengths: int | Sequence[int] | Array | None = None,
+    kv_starts: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
     out: ArrayT | None = None,
     return_lse: Literal[True],
     device: Device | str | None = None,
@@ -616,7 +1147,12 @@ def sdpa(
     window: int | tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
     kv_lengths: int | Sequence[int] | Array | None = None,
+    kv_starts: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
     out: ArrayT | None = None,
     return_lse: bool,
     device: Device | str | None = None,
@@ -633,7 +1169,12 @@ def plan(
     window: int | tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
     kv_lengths: int | Sequence[int] | Array | None = None,
+    kv_starts: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
     out: Array | None = None,
     return_lse: bool = False,
     device: Device | str | None = None,
@@ -642,6 +1183,25 @@ def plan(
     What sdpa() would do with these arguments, in words: kernels, grids, scratch, copies. Nothing runs.
 
     Errors: those of sdpa().
+    """
+
+def merge_states(outs: ArrayT, lses: Array, out: Array | None = None) -> tuple[ArrayT, ArrayT]:
+    """metal_sdpa.merge_states of states that are stacked already."""
+
+def write_kv(
+    k_new: Array,
+    v_new: Array,
+    k_cache: Array,
+    v_cache: Array,
+    slots: NDArray[Any],
+    heads_first: bool,
+    check_slots: bool,
+) -> None:
+    """metal_sdpa.write_kv with slots as int32 [T]."""
+
+def parameters() -> list[tuple[str, str, str, str, str]]:
+    """
+    The arguments of sdpa(): (name, type, default, feature of supported_features(), meaning).
     """
 
 def unsupported_reason(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._core import Device, InvalidType, unsupported_reason
+from ._core import Device, InvalidType, parameters, unsupported_reason
 
 if TYPE_CHECKING:
     from ._typing import DTypeLike
@@ -34,6 +35,10 @@ def _require_bools(flags: dict[str, bool]) -> None:
         raise InvalidType(f"supports: {name}: got {got}, takes a bool")
 
 
+# What arguments of sdpa() ask for.
+_FLAGS = tuple(dict.fromkeys(feature for _, _, _, feature, _ in parameters() if feature))
+
+
 def supports(
     device: Device | str = "auto",
     *,
@@ -42,19 +47,14 @@ def supports(
     value_dim: int | None = None,
     n_heads: int = 1,
     n_kv_heads: int = 1,
-    causal: bool = False,
-    q_start: bool = False,
-    mask: bool = False,
-    window: bool = False,
-    softcap: bool = False,
-    sinks: bool = False,
-    kv_lengths: bool = False,
-    return_lse: bool = False,
+    **flags: bool,
 ) -> Support:
     """Whether `sdpa` runs such a problem on the device.
 
-    `head_dim` is D, `value_dim` Dv (D unless given). The flags name arguments of `sdpa` that the
-    call would give. The same table and checks decide in `sdpa` itself.
+    `head_dim` is D, `value_dim` Dv (D unless given). The flags, all False unless given, name
+    arguments of `sdpa` that the call would give (`causal`, `mask`, `window`, ...; `key_offset` goes
+    for `key_stride` too, `out_f32` is an f32 `out` of other q). The same table and checks decide in
+    `sdpa` itself.
 
     >>> bool(supports("cpu", dtype="bf16", head_dim=128, causal=True))
     True
@@ -64,17 +64,21 @@ def supports(
     Errors: InvalidType where a number is no int, or a flag no bool. A dtype or device that does not
     exist is an answer, not an error.
     """
-    flags = {
-        "causal": causal,
-        "q_start": q_start,
-        "mask": mask,
-        "window": window,
-        "softcap": softcap,
-        "sinks": sinks,
-        "kv_lengths": kv_lengths,
-        "return_lse": return_lse,
-    }
+    for name in flags:
+        if name not in _FLAGS:
+            raise TypeError(f"supports: got an unexpected argument {name!r}, takes {_FLAGS}")
     _require_bools(flags)
     features = [name for name, wanted in flags.items() if wanted]
     dv = head_dim if value_dim is None else value_dim
     return Support(unsupported_reason(device, dtype, n_heads, n_kv_heads, head_dim, dv, features))
+
+
+def _signature_with_flags() -> inspect.Signature:
+    own = inspect.signature(supports)
+    flag = inspect.Parameter.KEYWORD_ONLY
+    named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    flags = [inspect.Parameter(n, flag, default=False, annotation="bool") for n in _FLAGS]
+    return own.replace(parameters=named + flags)
+
+
+supports.__signature__ = _signature_with_flags()  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@
 #include <set>
 #include <tuple>
 
+#include "core/band.h"
 #include "metal/plan.h"
 #include "metal/work_estimate.h"
 #include "shaders/sdpa_args.h"
@@ -52,13 +53,8 @@ std::vector<SdpaWorkItem> items_of(const PlanStep& step) {
     return items;
   }
   for (sdpa_u32 x = 0; x < items.size(); ++x) {
-    items[x] = {args.sequence,
-                args.batch_begin + x,
-                args.span_begin,
-                args.span_len,
-                args.n_spans,
-                x * args.n_spans,
-                0};
+    items[x] = {args.sequence, args.batch_begin + x, args.span_begin, args.span_len,
+                args.n_spans,  x * args.n_spans,     args.seen_begin};
   }
   return items;
 }
@@ -85,13 +81,21 @@ struct Packing {
 /// What the tiles of one sequence are, and what decides on their bits beside them.
 struct SequencePlan {
   std::string kernel;
-  sdpa_u32 span_len = 0, n_spans = 0, group_split = 0;
+  sdpa_u32 span_len = 0, group_split = 0;
   bool shared = false, padded = false;
   std::vector<Tile> tiles;
   bool operator==(const SequencePlan&) const = default;
 };
 
-/// The tiles of each sequence, in order.
+/// Whether one of rows first..last sees a key of a span.
+bool sees_span(const SdpaWorkItem& item, const SdpaWindow& window, sdpa_i64 first, sdpa_i64 last,
+               sdpa_i64 span) {
+  const SdpaBand band = sdpa_band_of_rows(item.sequence, window, first, last);
+  const sdpa_i64 begin = std::max<sdpa_i64>(band.begin, span * item.span_len);
+  return begin < std::min<sdpa_i64>(band.end, (span + 1) * item.span_len);
+}
+
+/// The tiles of each sequence that see a key of their span, in order.
 std::map<sdpa_u32, SequencePlan> sequence_plans(const SdpaProblem& problem, const Plan& plan) {
   std::map<sdpa_u32, SequencePlan> plans;
   for (const PlanStep& step : plan.steps) {
@@ -110,15 +114,18 @@ std::map<sdpa_u32, SequencePlan> sequence_plans(const SdpaProblem& problem, cons
       SequencePlan& own = plans[item.batch_index];
       own.kernel = step.kernel;
       own.span_len = item.span_len;
-      own.n_spans = item.n_spans;
       own.group_split = args.group_split;
       own.shared = is_on(step, SDPA_CONSTANT_SHARED);
       own.padded = is_on(step, SDPA_CONSTANT_PADDED);
       for (sdpa_i64 y = 0; y < heads; ++y) {
         for (sdpa_i64 span = item.span; span < item.span + spans; ++span) {
           for (sdpa_i64 row = first; row < end; row += packing.rows) {
-            own.tiles.emplace_back(args.head_begin + y * packing.group, span, row,
-                                   std::min(row + packing.rows, end));
+            const sdpa_i64 row_end = std::min(row + packing.rows, end);
+            if (!sees_span(item, args.window, row / packing.group, (row_end - 1) / packing.group,
+                           span)) {
+              continue;
+            }
+            own.tiles.emplace_back(args.head_begin + y * packing.group, span, row, row_end);
           }
         }
       }
@@ -128,23 +135,36 @@ std::map<sdpa_u32, SequencePlan> sequence_plans(const SdpaProblem& problem, cons
   return plans;
 }
 
-/// Whether the sorted tiles are each row of each head and span once.
-bool covers_once(const SdpaProblem& problem, const SequencePlan& own) {
+/// Whether the sorted tiles hold each row of sequence b with every span that it sees, once.
+bool covers_once(const SdpaProblem& problem, sdpa_u32 b, const SequencePlan& own) {
   const bool packed = own.kernel.size() > 9;  // not sdpa, sdpa_f16, sdpa_bf16
   const sdpa_i64 group = packed ? problem.n_heads / problem.n_kv_heads : 1;
-  std::size_t next = 0;
+  const SdpaWindow window = window_of(problem);
+  SdpaWorkItem item{};
+  item.sequence = sequence_of(problem, b);
+  item.span_len = own.span_len;
+  std::map<std::pair<sdpa_i64, sdpa_i64>, std::vector<std::pair<sdpa_i64, sdpa_i64>>> of_span;
+  for (const auto& [head, span, begin, end] : own.tiles)
+    of_span[{head, span}].push_back({begin, end});
+  const SdpaBand all = sdpa_band_of_rows(item.sequence, window, 0, problem.seq_len - 1);
+  if (all.begin >= all.end) return own.tiles.empty();
+  const sdpa_i64 first_span = all.begin / own.span_len;
+  const sdpa_i64 last_span = (all.end - 1) / own.span_len;
   for (sdpa_i64 head = 0; head < problem.n_heads; head += group) {
-    for (sdpa_i64 span = 0; span < own.n_spans; ++span) {
-      sdpa_i64 row = 0;
-      while (row < problem.seq_len * group) {
-        if (next == own.tiles.size()) return false;
-        const auto [tile_head, tile_span, begin, end] = own.tiles[next++];
-        if (tile_head != head || tile_span != span || begin != row || end <= begin) return false;
+    for (sdpa_i64 span = first_span; span <= last_span; ++span) {
+      sdpa_i64 row = 0;  // packed rows before it are covered, or see nothing
+      const auto covers_none = [&](sdpa_i64 begin, sdpa_i64 end) {
+        return begin == end ||
+               (begin < end && !sees_span(item, window, begin / group, (end - 1) / group, span));
+      };
+      for (const auto& [begin, end] : of_span[{head, span}]) {
+        if (end <= begin || !covers_none(row, begin)) return false;
         row = end;
       }
+      if (!covers_none(row, problem.seq_len * group)) return false;
     }
   }
-  return next == own.tiles.size();
+  return true;
 }
 
 /// The sequences that a step works on.
@@ -161,7 +181,7 @@ WorkBox box_of(const PlanStep& step, sdpa_u32 b) {
   if (args.span_end - args.span_begin < args.n_spans) {
     CHECK(sequences_of(step).size() == 1);
     box.key_begin = static_cast<std::int64_t>(args.span_begin) * args.span_len;
-    if (args.span_end < args.n_spans) {
+    if (args.span_end < args.seen_begin + args.n_spans) {
       box.key_end = static_cast<std::int64_t>(args.span_end) * args.span_len;
     }
   }
@@ -169,14 +189,15 @@ WorkBox box_of(const PlanStep& step, sdpa_u32 b) {
 }
 
 /// Where the states of a sequence begin, and how its keys are cut.
-using StatePlace = std::tuple<sdpa_u32, sdpa_u32, sdpa_u32>;  // first_span, n_spans, span_len
+// first_span, n_spans, span_len, seen_begin
+using StatePlace = std::tuple<sdpa_u32, sdpa_u32, sdpa_u32, sdpa_u32>;
 
 /// Checks that the states of a step have places of their own, and returns the places.
 std::map<sdpa_u32, StatePlace> state_places(const PlanStep& step) {
   std::map<sdpa_u32, StatePlace> places;
   sdpa_u32 sum = 0;
   for (const SdpaWorkItem& item : items_of(step)) {
-    const StatePlace place{item.first_span, item.n_spans, item.span_len};
+    const StatePlace place{item.first_span, item.n_spans, item.span_len, item.seen_begin};
     const auto [at, is_new] = places.emplace(item.batch_index, place);
     CHECK(at->second == place);
     if (is_new) sum += item.n_spans;
@@ -283,6 +304,18 @@ SdpaProblem random_plan_problem(Random& random) {
                                    (problem.kv_capacity + 1));
     }
   }
+  if (random.between(0, 2) == 0) problem.window_left = random.pick({0, 1, 100, 3000, 100000});
+  if (random.between(0, 3) == 0) problem.window_right = random.pick({0, 1, 100, 3000});
+  if (random.between(0, 3) == 0) {
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      problem.kv_starts.push_back(random.between(0, problem.kv_capacity));
+    }
+  }
+  if (random.between(0, 3) == 0) problem.query_len = random.between(0, problem.seq_len);
+  if (random.between(0, 3) == 0) {
+    problem.key_stride = random.pick({1, 2, 7});
+    problem.q_start = random.between(-10, problem.key_stride * problem.kv_capacity);
+  }
   problem.set_packed_layouts();
   return problem;
 }
@@ -299,8 +332,12 @@ SdpaProblem alone(const SdpaProblem& batch, std::int64_t b) {
   one.batch = 1;
   one.kv_len = batch.sequence_kv_len(b);
   one.q_start = batch.sequence_q_start(b);
+  one.kv_start = batch.sequence_kv_start(b);
+  one.query_len = batch.sequence_query_len(b);
   one.kv_lengths.clear();
   one.q_starts.clear();
+  one.kv_starts.clear();
+  one.query_lengths.clear();
   return one;
 }
 
@@ -314,10 +351,7 @@ void check_plan(const SdpaProblem& problem, const MetalFacts& facts) {
   const auto plans = sequence_plans(problem, plan);
   REQUIRE(plans.size() == static_cast<std::size_t>(problem.batch));
   for (const auto& [b, own] : plans) {
-    CHECK(covers_once(problem, own));
-    const std::int64_t kv_len = problem.sequence_kv_len(b);
-    const std::int64_t spans = (kv_len + own.span_len - 1) / own.span_len;
-    CHECK(own.n_spans == std::max<std::int64_t>(spans, 1));
+    CHECK(covers_once(problem, b, own));
     const SdpaProblem one = alone(problem, b);
     CHECK(own == sequence_plans(one, plan_metal_sdpa(one, kM1)).at(0));
   }
@@ -497,6 +531,63 @@ TEST_CASE("metal plan: a list of work holds the spans that there are, the longes
   CHECK(items_of(plan.steps[2]).size() == 3);
   // States of the spans that there are, not of the longest sequence's for all.
   CHECK(plan.scratch_bytes[0] == items.size() * 32 * 128 * 4);
+}
+
+TEST_CASE("metal plan: spans that no row sees are not planned") {
+  SdpaProblem problem;
+  problem.dtype = DType::f16;
+  problem.n_heads = 8;
+  problem.n_kv_heads = 2;
+  problem.seq_len = 1;
+  problem.kv_len = problem.kv_capacity = 100000;
+  problem.head_dim = problem.value_dim = 64;
+  problem.causal = true;
+  problem.set_packed_layouts();
+  const Plan plain = plan_metal_sdpa(problem, kM1);
+  const sdpa_u32 span_len = args_of(plain.steps[0]).span_len;
+  problem.window_left = 1000;
+  const Plan plan = plan_metal_sdpa(problem, kM1);
+  const SdpaArgs args = args_of(plan.steps[0]);
+  CHECK(args.span_len == span_len);
+  CHECK(args.seen_begin == (100000 - 1001) / span_len);
+  CHECK(args.n_spans == 99999 / span_len + 1 - args.seen_begin);
+  CHECK(args.span_begin == args.seen_begin);
+  CHECK(plan.steps[0].threadgroups.z == args.n_spans);
+  CHECK(plan.scratch_bytes[0] == (args.n_spans > 1 ? args.n_spans * 8 * 64 * 4 : 0));
+
+  // One span: no merge. None: rows are written all the same.
+  problem.window_left = 3;
+  CHECK(plan_metal_sdpa(problem, kM1).steps.size() == 1);
+  problem.kv_start = problem.kv_len;
+  const Plan empty = plan_metal_sdpa(problem, kM1);
+  REQUIRE(empty.steps.size() == 1);
+  CHECK(empty.steps[0].threadgroups.z == 1);
+  CHECK(empty.scratch_bytes[0] == 0);
+
+  // Rows of a prefill see two spans each, all together every one of them.
+  problem.kv_start = 0;
+  problem.seq_len = 20000;
+  problem.kv_len = problem.kv_capacity = 20000;
+  problem.window_left = 1000;
+  problem.set_packed_layouts();
+  CHECK(args_of(plan_metal_sdpa(problem, kM1).steps[0]).seen_begin == 0);
+}
+
+TEST_CASE("metal plan: keys that stand apart take the kernels that divide") {
+  SdpaProblem problem;
+  problem.kv_len = problem.kv_capacity = 9000;
+  problem.head_dim = problem.value_dim = 64;
+  problem.causal = true;
+  problem.q_start = 30000;
+  problem.key_stride = 3;
+  problem.set_packed_layouts();
+  for (const PlanStep& step : plan_metal_sdpa(problem, kM1).steps) {
+    CHECK(is_on(step, SDPA_CONSTANT_WINDOW));
+  }
+  problem.key_stride = 1;
+  for (const PlanStep& step : plan_metal_sdpa(problem, kM1).steps) {
+    CHECK(!is_on(step, SDPA_CONSTANT_WINDOW));
+  }
 }
 
 }  // namespace metal_sdpa::test

@@ -10,6 +10,7 @@
 #include "core/encoder_state.h"
 #include "core/registry.h"
 #include "metal/plan.h"
+#include "metal/plan_tiles.h"
 #include "oracle.h"
 #include "problems.h"
 #include "shaders/sdpa_args.h"
@@ -48,8 +49,17 @@ inline Buffer copied(const Device& device, const Buffer& source) {
 }
 
 inline SdpaOperands copied(const Device& device, const SdpaOperands& x, bool lse) {
-  return {copied(device, x.q), copied(device, x.k), copied(device, x.v), copied(device, x.out),
-          lse ? copied(device, x.lse) : Buffer()};
+  const auto if_there = [&](const Buffer& buffer) {
+    return buffer.byte_len() > 0 ? copied(device, buffer) : Buffer();
+  };
+  return {copied(device, x.q),
+          copied(device, x.k),
+          copied(device, x.v),
+          copied(device, x.out),
+          lse ? copied(device, x.lse) : Buffer(),
+          if_there(x.mask),
+          if_there(x.sinks),
+          if_there(x.alibi_slopes)};
 }
 
 inline constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
@@ -65,6 +75,16 @@ inline void run_plan(const Device& device, const Plan& plan, const SdpaOperands&
     encoder.state().encode(record);
   }
   encoder.commit_and_wait();
+}
+
+/// The device's plan with spans of `span_len` keys in place of its own, so that small problems have
+/// many; the straightforward kernel keeps its own.
+inline Plan plan_with_spans(const SdpaProblem& problem, std::int64_t span_len,
+                            const MetalFacts& facts = {}) {
+  if (problem.kernel == "sdpa") return plan_metal_sdpa(problem, facts);
+  KernelFacts kernel = tile_kernel(problem, problem.kernel == "sdpa_prefill");
+  kernel.spans.span_len = span_len;
+  return plan_steps(problem, facts, kernel);
 }
 
 /// Kernels that a problem can be forced to.

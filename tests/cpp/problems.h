@@ -20,9 +20,33 @@ ProblemLimits limits_for(const Device& device);
 /// sequence. Layouts are permuted, padded, reversed or broadcast (k and v only).
 SdpaProblem random_problem(std::mt19937& rng, const ProblemLimits& limits);
 
+/// What a problem may ask for besides lengths and causality.
+struct Features {
+  bool window = false;
+  bool kv_starts = false;
+  bool query_lengths = false;
+  bool key_positions = false;  ///< key_offset and key_stride
+  bool boolean_mask = false;
+  bool additive_mask = false;  ///< where there is no boolean one
+  bool softcap = false;
+  bool alibi_slopes = false;
+  bool sinks = false;
+  bool out_f32 = false;
+};
+
+/// Each with one chance in `n`.
+Features random_features(std::mt19937& rng, int n);
+
+/// Gives a problem the features, with random values around the edges of tiles and layouts of any
+/// strides: permuted, padded, reversed and broadcast axes of masks, keys that are no neighbours.
+void add_features(std::mt19937& rng, const Features& features, SdpaProblem& problem);
+
 /// Memory for a problem, filled with one of the input families (noise, peaked rows, large
-/// cancelling logits, a query close to a key, constant values, equal scores). Slots at or past
-/// kv_len and the padding between rows hold NaN; out and lse hold a pattern.
+/// cancelling logits, a query close to a key, constant values, equal scores), masks with one of
+/// theirs (all seen, few seen, blocks, rows that see nothing; noise, zeros, lowest finite numbers).
+/// NaN stands in slots at or past kv_len or before kv_start, in the padding between rows and in
+/// entries of additive masks whose key no row reaches; in every second problem also in slots that
+/// no row sees. out and lse hold a pattern.
 SdpaOperands random_operands(std::mt19937& rng, const Device& device, const SdpaProblem& problem);
 
 /// Memory that `problem` needs, NaN in every element.

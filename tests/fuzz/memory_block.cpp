@@ -52,6 +52,14 @@ void MemoryBlock::set(std::int64_t element, float value) {
 
 void MemoryBlock::set_nan(std::int64_t element) { set(element, kNaN); }
 
+void MemoryBlock::set_hidden(std::int64_t element) {
+  set(element, -std::numeric_limits<float>::infinity());
+}
+
+void MemoryBlock::set_byte(std::int64_t element, std::uint8_t value) {
+  view_data()[element] = value;
+}
+
 void MemoryBlock::fill(Values values, std::mt19937& rng) {
   std::normal_distribution<float> normal;
   const float constant = normal(rng);

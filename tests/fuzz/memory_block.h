@@ -31,6 +31,8 @@ class MemoryBlock {
   void fill_pattern();  ///< 0xff: NaN in every element
   void fill(Values values, std::mt19937& rng);
   void set_nan(std::int64_t element);
+  void set_hidden(std::int64_t element);  ///< -inf
+  void set_byte(std::int64_t element, std::uint8_t value);
 
   /// The view of it, on a device.
   Buffer buffer(const Device& device) const;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/isa.h"
+#include "feature_maker.h"
 
 namespace metal_sdpa::fuzz {
 namespace {
@@ -254,6 +255,8 @@ FuzzCase make_case(ByteReader& bytes) {
   c.is_hostile = bytes.one_in(4);
   if (c.is_hostile) make_hostile(bytes, c.problem);
   if (c.is_hostile && bytes.one_in(3)) make_hostile(bytes, c.problem);
+  make_features(bytes, c);
+  if (c.is_hostile && bytes.one_in(3)) make_features_hostile(bytes, c.problem);
   if (work_of(c.problem) > kMostHostileWork) c.way = Way::captured;
   return c;
 }
@@ -277,15 +280,16 @@ std::string text_of_case(const FuzzCase& c) {
   if (p.q_start.has_value()) text += number("q_start", *p.q_start) + "\n";
   if (!p.kv_lengths.empty()) text += "p.kv_lengths = " + text_of(p.kv_lengths) + ";\n";
   if (!p.q_starts.empty()) text += "p.q_starts = " + text_of(p.q_starts) + ";\n";
+  text += text_of_features(p);
   text += "p.q = " + text_of(p.q) + "; p.k = " + text_of(p.k) + ";\np.v = " + text_of(p.v) +
           "; p.out = " + text_of(p.out) + ";\n";
   if (c.way == Way::updated)
     text += "// captured at kv_len " + std::to_string(c.recorded_kv_len) + "\n";
-  constexpr const char* kNames[] = {"q", "k", "v", "out", "lse"};
+  constexpr const char* kNames[] = {"q", "k", "v", "out", "lse", "mask", "sinks", "slopes"};
   for (std::size_t i = 0; i < c.blocks.size(); ++i) {
     const BlockShape& block = c.blocks[i];
     text += std::string("// ") + kNames[i] + ": " + std::to_string(block.elements) +
-            " elements of " + dtype_name(i == 4 ? DType::f32 : c.dtype) + ", " +
+            (i < 4 ? std::string(" elements of ") + dtype_name(c.dtype) : " elements") + ", " +
             std::to_string(block.lead) + " elements off the allocator's alignment, " +
             std::to_string(block.before) + " before the view\n";
   }

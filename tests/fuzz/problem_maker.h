@@ -25,7 +25,7 @@ struct FuzzCase {
   SdpaProblem problem;
   bool is_hostile =
       false;  ///< some number was replaced: the library may refuse, and must not crash
-  std::array<BlockShape, 5> blocks;  ///< q, k, v, out, lse
+  std::array<BlockShape, 8> blocks;  ///< q, k, v, out, lse, mask, sinks, slopes
   DType dtype = DType::f32;          ///< of the memory
   Values values = Values::normal;    ///< of q and k
   Values v_values = Values::normal;

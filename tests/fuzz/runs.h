@@ -8,16 +8,16 @@
 
 namespace metal_sdpa::fuzz {
 
-/// The five operands of a case.
+/// The operands of a case; those that it does not have are one element long.
 struct CaseMemory {
   explicit CaseMemory(const FuzzCase& c);
   SdpaOperands operands(const Device& device, bool with_lse) const;
   void clear_results();
 
-  MemoryBlock q, k, v, out, lse;
+  MemoryBlock q, k, v, out, lse, mask, sinks, slopes;
 };
 
-/// Fills q, k and v; slots at or past kv_len hold NaN. Of a hostile case everything is filled.
+/// Fills the inputs; slots that no length reaches hold NaN. Of a hostile case everything is filled.
 void fill_inputs(const FuzzCase& c, CaseMemory& memory);
 
 /// Empty where it ran, else the text of the Error that refused it. Fails the case where an error

@@ -18,8 +18,17 @@ import msl_to_cuda
 from harness import SHADERS
 from hashes import RESULT_FILE, shader_hashes
 
-# Function constants that add code, and those of span states with rows that are not aligned.
-CONSTANT_SETS = ({0: True, 1: True, 3: True, 4: True, 7: True}, {5: True, 6: True, 7: True})
+# Function constants that add code, those of span states with rows that are not aligned, and what
+# happens to scores and outputs, with both kinds of mask.
+CONSTANT_SETS = tuple(
+    dict.fromkeys(constants, True)
+    for constants in (
+        (0, 1, 3, 4, 7),
+        (5, 6, 7),
+        (0, 1, 3, 8, 9, 10, 11, 13, 14),
+        (0, 5, 8, 9, 12),
+    )
+)
 CHUNK = 9  # kernels of one translation unit
 
 

@@ -23,16 +23,16 @@ from cuda_driver import Memory
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
 ROOT = SHADERS.parent
 LSE = 1  # function constant
-SDPA_ARGS_BYTES = 216
+SDPA_ARGS_BYTES = 368
 TILE_Q = 32
 
 
 PLANNER_SOURCES = (
     "tests/gpu/planner.cpp",
     *(f"csrc/metal/{name}.cpp" for name in ("plan", "plan_tiles", "plan_steps", "work_estimate")),
-    *(f"csrc/core/{name}.cpp" for name in ("plan_args", "problem", "dtype")),
+    *(f"csrc/core/{name}.cpp" for name in ("band", "operands", "plan_args", "problem", "dtype")),
 )
-DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "bool": 3}
 
 
 class GpuProblem(ctypes.Structure):
@@ -41,13 +41,18 @@ class GpuProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in (
             "dtype", "batch", "n_heads", "n_kv_heads", "seq_len", "kv_capacity", "head_dim",
-            "value_dim", "causal", "return_lse", "kv_len", "q_start", "span_len",
+            "value_dim", "causal", "return_lse", "kv_len", "q_start", "span_len", "window_left",
+            "window_right", "kv_start", "query_len", "key_offset", "key_stride", "out_f32",
         )),
         *((name, ctypes.c_int64 * 4) for name in ("q", "k", "v", "out")),
+        *((name, ctypes.c_int64 * 6) for name in ("mask", "sinks", "alibi_slopes")),
         ("scale", ctypes.c_double),
+        ("softcap", ctypes.c_double),
         ("kernel", ctypes.c_char_p),
         ("kv_lengths", ctypes.POINTER(ctypes.c_int64)),
         ("q_starts", ctypes.POINTER(ctypes.c_int64)),
+        ("kv_starts", ctypes.POINTER(ctypes.c_int64)),
+        ("query_lengths", ctypes.POINTER(ctypes.c_int64)),
     )  # fmt: skip
 
 
@@ -136,6 +141,19 @@ def _step(made: dict[str, Any]) -> Step:
     return Step(key, tuple(made["grid"]), made["shared"], args, work)
 
 
+def _score_layouts(problem: problems.Problem) -> list[Any]:
+    """Of the mask, the sinks and the slopes: dtype (-1: none), offset, strides of B, Hq, L, S."""
+    case, scores = problem.case, problem.scores
+    made = [(-1, 0, 0, 0, 0, 0)] * 3
+    if scores.mask is not None:
+        made[0] = (DTYPES[case.mask], 0, *scores.mask_strides)
+    if scores.sinks is not None:
+        made[1] = (DTYPES[case.sinks], 0, 0, 1, 0, 0)
+    if scores.slopes is not None:
+        made[2] = (DTYPES["f32"], 0, case.Hq, 1, 0, 0)
+    return [(ctypes.c_int64 * 6)(*layout) for layout in made]
+
+
 def plan(problem: problems.Problem, lse: bool = True) -> Plan:
     """The library's plan on an Apple GPU."""
     case = problem.case
@@ -152,8 +170,11 @@ def plan(problem: problems.Problem, lse: bool = True) -> Plan:
     ]
     c_problem = GpuProblem(
         DTYPES[case.dtype], case.B, case.Hq, case.Hkv, case.L, case.S, case.D, case.value_dim,
-        int(case.causal), int(lse), case.lengths()[0], case.starts()[0], case.span_len, *layouts,
-        case.softmax_scale, kernel.encode(), int64s(case.lengths()), int64s(case.starts()),
+        int(case.causal), int(lse), case.lengths()[0], case.starts()[0], case.span_len,
+        *case.window, case.first_slots()[0], case.rows_in_use()[0], case.key_offset,
+        case.key_stride, int(case.out_f32), *layouts, *_score_layouts(problem),
+        case.softmax_scale, case.softcap, kernel.encode(), int64s(case.lengths()),
+        int64s(case.starts()), int64s(case.first_slots()), int64s(case.rows_in_use()),
     )  # fmt: skip
     made = json.loads(planner().plan_json(ctypes.byref(c_problem)))
     if "error" in made:
@@ -189,6 +210,11 @@ class Run:
         for index, tensor in enumerate((problem.q, problem.k, problem.v)):
             self.inputs[index] = Memory(tensor.byte_len)
             self.inputs[index].fill(tensor.storage.tobytes())
+        scores = problem.scores
+        for index, stored in ((14, scores.mask), (15, scores.sinks), (16, scores.slopes)):
+            if stored is not None:
+                self.inputs[index] = Memory(stored.nbytes)
+                self.inputs[index].write(stored.tobytes("K"))
         self.out = Memory(problem.out.byte_len)
         self.out.fill(problem.out.storage.tobytes())
         self.lse = allocate(rows * 4)
@@ -216,7 +242,8 @@ class Run:
             9: self.partial_ms,
             12: self.work.get(step, self.lse),
         }
-        return (inputs | memory)[buffer.index].address
+        # A buffer that a function constant switches off is a parameter here all the same.
+        return (memory | inputs).get(buffer.index, self.lse).address
 
     def launch(self, inputs: dict[int, Memory] | None = None) -> None:
         for step in self.plan.steps:
@@ -231,7 +258,7 @@ class Run:
         """Output as float64 [B, Hq, L, Dv] and lse; the storage around the output is as it was."""
         cuda_driver.synchronize()
         case, out = self.case, self.problem.out
-        storage = np.frombuffer(self.out.read(), problems.STORAGE[case.dtype])
+        storage = np.frombuffer(self.out.read(), problems.STORAGE[case.out_dtype])
         values = problems.Tensor(storage, out.offset, out.strides, out.shape).view()
         lse = np.frombuffer(self.lse.read(), np.float32).reshape(case.B, case.Hq, case.L)
-        return problems.from_storage(values, case.dtype), lse
+        return problems.from_storage(values, case.out_dtype), lse

@@ -8,6 +8,7 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned long ulong;
+typedef unsigned char uchar;
 
 // The instructions under everything else; a host build brings its own.
 #ifndef MSL_ON_HOST
@@ -184,11 +185,13 @@ inline uint max(uint a, uint b) { return a > b ? a : b; }
 inline long max(long a, long b) { return a > b ? a : b; }
 inline long min(long a, long b) { return a < b ? a : b; }
 inline float ceil(float x) { return ceilf(x); }
+inline float floor(float x) { return floorf(x); }
 inline float rint(float x) { return rintf(x); }
 inline float fabs(float x) { return fabsf(x); }
 inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
 inline float exp2(float x) { return msl_hw::ex2(x); }
 inline float log2(float x) { return log2f(x); }
+inline float tanh(float x) { return tanhf(x); }
 inline bool isfinite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 
 template <class T>

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHIM = Path(__file__).with_name("metal_shim.cuh")
-N_FUNCTION_CONSTANTS = 8
+N_FUNCTION_CONSTANTS = 16
 
 BUILT_INS = {
     "threadgroup_position_in_grid": "msl::group_position()",

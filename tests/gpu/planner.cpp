@@ -18,19 +18,53 @@ struct Layout {
   std::int64_t offset, batch, head, row;
 };
 
+/// A mask (dtype -1: none), or numbers of heads, which have no row and key.
+struct ScoreLayout {
+  std::int64_t dtype, offset, batch, head, row, key;
+};
+
 /// harness.py has the same fields.
 struct GpuProblem {
   std::int64_t dtype, batch, n_heads, n_kv_heads, seq_len, kv_capacity, head_dim, value_dim;
   std::int64_t causal, return_lse, kv_len, q_start, span_len;
+  std::int64_t window_left, window_right, kv_start, query_len, key_offset, key_stride, out_f32;
   Layout q, k, v, out;
-  double scale;
+  ScoreLayout mask, sinks, alibi_slopes;
+  double scale, softcap;
   const char* kernel;
-  const std::int64_t* kv_lengths;  // [batch], or nullptr
+  const std::int64_t* kv_lengths;  // [batch] each, or nullptr
   const std::int64_t* q_starts;
+  const std::int64_t* kv_starts;
+  const std::int64_t* query_lengths;
 };
 
 TensorLayout layout_of(const Layout& layout) {
   return {layout.offset, layout.batch, layout.head, layout.row};
+}
+
+HeadLayout head_layout_of(const ScoreLayout& layout) {
+  return {static_cast<DType>(layout.dtype), layout.offset, layout.batch, layout.head};
+}
+
+void set_features(const GpuProblem& p, SdpaProblem& problem) {
+  problem.window_left = p.window_left;
+  problem.window_right = p.window_right;
+  problem.kv_start = p.kv_start;
+  if (p.query_len < p.seq_len) problem.query_len = p.query_len;
+  problem.key_offset = p.key_offset;
+  problem.key_stride = p.key_stride;
+  problem.out_f32 = p.out_f32 != 0;
+  problem.softcap = static_cast<float>(p.softcap);
+  if (p.mask.dtype >= 0) {
+    problem.mask = MaskLayout{static_cast<DType>(p.mask.dtype),
+                              p.mask.offset,
+                              p.mask.batch,
+                              p.mask.head,
+                              p.mask.row,
+                              p.mask.key};
+  }
+  if (p.sinks.dtype >= 0) problem.sinks = head_layout_of(p.sinks);
+  if (p.alibi_slopes.dtype >= 0) problem.alibi_slopes = head_layout_of(p.alibi_slopes);
 }
 
 SdpaProblem problem_of(const GpuProblem& p) {
@@ -53,8 +87,14 @@ SdpaProblem problem_of(const GpuProblem& p) {
   problem.kv_len = p.kv_len;
   problem.q_start = p.q_start;
   problem.kernel = p.kernel;
-  if (p.kv_lengths != nullptr) problem.kv_lengths.assign(p.kv_lengths, p.kv_lengths + p.batch);
-  if (p.q_starts != nullptr) problem.q_starts.assign(p.q_starts, p.q_starts + p.batch);
+  const auto assign = [&](const std::int64_t* numbers, std::vector<std::int64_t>& target) {
+    if (numbers != nullptr) target.assign(numbers, numbers + p.batch);
+  };
+  assign(p.kv_lengths, problem.kv_lengths);
+  assign(p.q_starts, problem.q_starts);
+  assign(p.kv_starts, problem.kv_starts);
+  assign(p.query_lengths, problem.query_lengths);
+  set_features(p, problem);
   return problem;
 }
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
 EXACT_SCORES = ("huge", "lowest")  # one product each, which rounds to the same for equal keys
-STORAGE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
+STORAGE = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+    "bool": np.dtype(np.uint8),
+}
+LOWEST = {"f32": -3.4028234663852886e38, "f16": -65504.0, "bf16": -3.3895313892515355e38}
+NOTHING = 104  # exp(-104) is below half of the smallest f32
 
 
 def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
     """Rounded to nearest even; bf16 as its bits."""
     values = np.asarray(values, np.float32)
+    if dtype == "bool":
+        return (values != 0).astype(np.uint8) * 3  # True is any byte but 0
     if dtype != "bf16":
         return values.astype(STORAGE[dtype])
     bits = values.view(np.uint32)
@@ -55,6 +65,19 @@ class Case:
     poison: str = (
         ""  # what the last key and value hold: "nan", "inf"; "score": a key that scores -inf
     )
+    window: tuple[int, int] = (-1, -1)  # left, right
+    kv_starts: tuple[int, ...] = ()  # one, or one a sequence
+    query_lens: tuple[int, ...] = ()
+    key_offset: int = 0
+    key_stride: int = 1
+    mask: str = ""  # its dtype: bool, f32, f16, bf16
+    mask_axes: str = "BHLS"  # those along which it differs
+    mask_family: str = "random"  # random, blocks, all, lowest
+    mask_keys_last: bool = True
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: str = ""  # their dtype
+    out_f32: bool = False
 
     @property
     def value_dim(self) -> int:
@@ -74,11 +97,27 @@ class Case:
     def starts(self) -> list[int]:
         if self.q_starts:
             return list(self.q_starts)
-        return [n - self.L if self.q_start is None else self.q_start for n in self.lengths()]
+        if self.q_start is not None:
+            return [self.q_start] * self.B
+        return [n - rows for n, rows in zip(self.lengths(), self.rows_in_use(), strict=True)]
+
+    @property
+    def out_dtype(self) -> str:
+        return "f32" if self.out_f32 else self.dtype
+
+    def first_slots(self) -> list[int]:
+        return self._each(self.kv_starts, 0)
+
+    def rows_in_use(self) -> list[int]:
+        return self._each(self.query_lens, self.L)
+
+    def _each(self, numbers: tuple[int, ...], default: int) -> list[int]:
+        return list(numbers) if len(numbers) == self.B else [*(numbers or (default,))] * self.B
 
     @property
     def per_sequence(self) -> bool:
-        return bool(self.kv_lens or self.q_starts)
+        several = len(self.kv_starts) > 1 or len(self.query_lens) > 1
+        return bool(self.kv_lens or self.q_starts or several)
 
     def name(self) -> str:
         default = Case()
@@ -155,6 +194,16 @@ def _tensor(shape: tuple[int, int, int, int], layout: str, dtype: str, fill: flo
 
 
 @dataclass
+class Scores:
+    """What comes with scores: a mask over [B, Hq, L, S], and numbers of heads."""
+
+    mask: np.ndarray | None = None  # storage; axes along which it does not differ have length 1
+    mask_strides: tuple[int, ...] = (0, 0, 0, 0)  # in elements
+    sinks: np.ndarray | None = None  # storage [Hq]
+    slopes: np.ndarray | None = None  # f32 [B, Hq]
+
+
+@dataclass
 class Problem:
     """A case with its tensors. Everything that no key in use occupies is NaN."""
 
@@ -163,14 +212,72 @@ class Problem:
     k: Tensor
     v: Tensor
     out: Tensor
+    scores: Scores = field(default_factory=Scores)
+
+
+def in_reach(case: Case, b: int) -> np.ndarray:
+    """[L, S]: which slots each row of sequence b sees, but for a mask, from positions."""
+    slots = np.arange(case.S)
+    rows = np.arange(case.L)
+    behind = case.key_offset + slots * case.key_stride - (case.starts()[b] + rows)[:, None]
+    seen = (slots >= case.first_slots()[b]) & (slots < case.lengths()[b])
+    seen = seen & (rows < case.rows_in_use()[b])[:, None]
+    left, right = case.window
+    if case.causal:
+        right = 0
+    if right >= 0:
+        seen = seen & (behind <= right)
+    return seen & (-behind <= left) if left >= 0 else seen
+
+
+def _mask_values(case: Case, rng: np.random.Generator) -> np.ndarray:
+    sizes = zip("BHLS", (case.B, case.Hq, case.L, case.S), strict=True)
+    shape = tuple(n if axis in case.mask_axes else 1 for axis, n in sizes)
+    sees = rng.random(shape) < 0.6
+    if case.mask_family == "blocks":
+        rows, slots = (np.arange(n) for n in shape[2:])
+        sees = np.broadcast_to(rows[:, None] // 20 == slots // 20, shape)
+    elif case.mask_family == "all":
+        sees = np.ones(shape, bool)
+    if case.mask == "bool":
+        return sees
+    values = np.where(sees, rng.standard_normal(shape), -np.inf)
+    if case.mask_family == "all":
+        values = np.zeros(shape)
+    if case.mask_family == "lowest":
+        values = np.where(sees, LOWEST[case.mask], 0)
+        values[:, :, ::2] = LOWEST[case.mask]
+    return values
+
+
+def _scores(case: Case, rng: np.random.Generator) -> Scores:
+    scores = Scores()
+    if case.mask:
+        values = _mask_values(case, rng)
+        stored = to_storage(values, case.mask)
+        if not case.mask_keys_last:
+            stored = np.ascontiguousarray(stored.swapaxes(2, 3)).swapaxes(2, 3)
+        strides = (s // stored.itemsize for s in stored.strides)
+        scores.mask = stored
+        scores.mask_strides = tuple(
+            0 if n == 1 else s for n, s in zip(stored.shape, strides, strict=True)
+        )
+    if case.sinks:
+        scores.sinks = to_storage(rng.standard_normal(case.Hq) * 2, case.sinks)
+    if case.alibi:
+        scores.slopes = (rng.standard_normal((case.B, case.Hq)) * 0.1).astype(np.float32)
+    return scores
 
 
 def make_problem(case: Case, seed: int = 1) -> Problem:
     rng = np.random.default_rng(seed)
     q, k, v = _values(case, rng)
-    for b, n in enumerate(case.lengths()):
-        k[b, :, n:] = np.nan
-        v[b, :, n:] = np.nan
+    for b in range(case.B):
+        unseen = ~in_reach(case, b).any(0)
+        if not case.mask and case.window == (-1, -1):
+            unseen = np.arange(case.S) >= case.lengths()[b]
+        k[b, :, unseen] = np.nan
+        v[b, :, unseen] = np.nan
     if case.nan_query:
         q[:, :, 0, 0] = np.nan
     for b, n in enumerate(case.lengths()):
@@ -182,10 +289,14 @@ def make_problem(case: Case, seed: int = 1) -> Problem:
         (case.B, case.Hkv, case.S, case.value_dim),
         (case.B, case.Hq, case.L, case.value_dim),
     ]
-    tensors = [_tensor(shape, case.layout, case.dtype, math.nan) for shape in shapes]
+    dtypes = [case.dtype] * 3 + [case.out_dtype]
+    tensors = [
+        _tensor(shape, case.layout, dtype, math.nan)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
     for tensor, values in zip(tensors, (q, k, v), strict=False):
         tensor.view()[...] = to_storage(values, case.dtype)
-    return Problem(case, *tensors)
+    return Problem(case, *tensors, _scores(case, rng))
 
 
 def poison(what: str, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
@@ -201,7 +312,7 @@ def poison(what: str, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
 @dataclass
 class Reference:
     """Float64 results [B, Hq, L, Dv] and [B, Hq, L]; magnitude is ||sum_j p_j |v_j|| a row, reach
-    |scale| * max_j ||q|| ||k_j||."""
+    |scale| * max_j ||q|| ||k_j|| and the largest bias that counts."""
 
     out: np.ndarray
     lse: np.ndarray
@@ -209,11 +320,62 @@ class Reference:
     reach: np.ndarray
 
 
+def _additive(problem: Problem) -> np.ndarray:
+    """[B, Hq, L, S]: what a mask adds to scores, -inf where it hides."""
+    case, stored = problem.case, problem.scores.mask
+    shape = (case.B, case.Hq, case.L, case.S)
+    if stored is None:
+        return np.broadcast_to(np.float64(0), shape)
+    if case.mask == "bool":
+        return np.broadcast_to(np.where(stored != 0, 0.0, -np.inf), shape)
+    return np.broadcast_to(from_storage(stored, case.mask), shape)
+
+
+@dataclass
+class _Row:
+    """A query, the keys that it sees with their values and biases, and its sink."""
+
+    q: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    bias: np.ndarray
+    sink: float
+
+
+def _reference_row(case: Case, row: _Row, result: Reference, at: tuple[int, int, int]) -> None:
+    result.lse[at] = row.sink
+    scores = case.softmax_scale * (row.keys @ row.q)
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    scores = scores + row.bias
+    values = row.values
+    if case.poison == "score":  # a key whose score is -inf counts as hidden
+        values = np.where(np.isneginf(scores)[:, None], 0, values)
+    if np.isneginf(scores).all():
+        return
+    top = max(scores.max(), row.sink)
+    weights = np.exp(scores - top)
+    total = weights.sum() + math.exp(row.sink - top)
+    result.out[at] = weights @ values / total
+    result.lse[at] = top + math.log(total)
+    result.magnitude[at] = np.linalg.norm(weights @ np.abs(values) / total)
+    counted = np.abs(row.bias)[scores >= top - NOTHING].max(initial=0)
+    if row.sink >= top - NOTHING:
+        counted = max(counted, abs(row.sink))
+    result.reach[at] = counted
+    if case.spread not in EXACT_SCORES:
+        finite = row.keys[~np.isinf(row.keys).any(1)]
+        longest = np.sqrt((finite**2).sum(1).max())
+        result.reach[at] += abs(case.softmax_scale) * np.linalg.norm(row.q) * longest
+
+
 def reference(problem: Problem) -> Reference:
     case = problem.case
     q = from_storage(problem.q.view(), case.dtype)
     k = from_storage(problem.k.view(), case.dtype)
     v = from_storage(problem.v.view(), case.dtype)
+    sinks = problem.scores.sinks
+    sinks = None if sinks is None else from_storage(sinks, case.sinks)
     shape = (case.B, case.Hq, case.L)
     result = Reference(
         np.zeros((*shape, case.value_dim)),
@@ -221,34 +383,21 @@ def reference(problem: Problem) -> Reference:
         np.zeros(shape),
         np.zeros(shape),
     )
+    additive = _additive(problem)
     for b in range(case.B):
-        n = case.lengths()[b]
-        positions = case.starts()[b] + np.arange(case.L)
-        seen = np.clip(positions + 1, 0, n) if case.causal else np.full(case.L, n)
+        reach = in_reach(case, b)
         for h in range(case.Hq):
-            keys, values = k[b, h // case.group, :n], v[b, h // case.group, :n]
+            keys, values = k[b, h // case.group], v[b, h // case.group]
             for i in range(case.L):
-                m = int(seen[i])
-                if m == 0:
-                    continue
-                scores = case.softmax_scale * (keys[:m] @ q[b, h, i])
-                seen_values = values[:m]
-                if case.poison == "score":  # a key whose score is -inf counts as hidden
-                    seen_values = np.where(np.isneginf(scores)[:, None], 0, seen_values)
-                if np.isneginf(scores).all():
-                    continue
-                top = scores.max()
-                weights = np.exp(scores - top)
-                total = weights.sum()
-                result.out[b, h, i] = weights @ seen_values / total
-                result.lse[b, h, i] = top + math.log(total)
-                result.magnitude[b, h, i] = np.linalg.norm(weights @ np.abs(seen_values) / total)
-                finite = keys[:m][~np.isinf(keys[:m]).any(1)]
-                longest = np.sqrt((finite**2).sum(1).max())
-                if case.spread not in EXACT_SCORES:
-                    result.reach[b, h, i] = (
-                        abs(case.softmax_scale) * np.linalg.norm(q[b, h, i]) * longest
-                    )
+                bias = np.where(reach[i], additive[b, h, i], -np.inf)
+                if problem.scores.slopes is not None:
+                    slots = case.key_offset + np.arange(case.S) * case.key_stride
+                    distance = np.abs(case.starts()[b] + i - slots)
+                    bias = bias - float(problem.scores.slopes[b, h]) * distance
+                seen = ~np.isneginf(bias)
+                sink = -np.inf if sinks is None else sinks[h]
+                row = _Row(q[b, h, i], keys[seen], values[seen], bias[seen], sink)
+                _reference_row(case, row, result, (b, h, i))
     return result
 
 
@@ -282,7 +431,7 @@ def judge(case: Case, expected: Reference, out: np.ndarray, lse: np.ndarray) -> 
     if case.dtype != "f32":
         relative = f32_term + (1.25 if case.value_dim >= 8 else 2) * UNIT_ROUNDOFF[case.dtype]
     bound = relative * expected.magnitude
-    bound = bound + SMALLEST_SUBNORMAL[case.dtype] * math.sqrt(case.value_dim)
+    bound = bound + SMALLEST_SUBNORMAL[case.out_dtype] * math.sqrt(case.value_dim)
     error = np.linalg.norm(out - expected.out, axis=-1)
     output_ratio = float((error / bound)[good].max(initial=0))
     empty = np.isneginf(expected.lse)
@@ -368,6 +517,53 @@ def correctness_cases() -> list[Case]:
         cases.append(
             Case(dtype=dtype, kernel="prefill", L=70, S=20000, D=64, Hq=1, Hkv=1, spread="constant")
         )
+    return cases + feature_cases()
+
+
+# One feature each, with a window or starts around tiles and spans of 64 keys.
+FEATURES: tuple[dict[str, Any], ...] = (
+    {"window": (40, -1)},
+    {"window": (15, 16), "causal": False},
+    {"window": (63, -1), "sinks": "f32"},
+    {"kv_starts": (65,)},
+    {"kv_starts": (0, 130), "window": (0, -1)},
+    {"query_lens": (2,)},
+    {"query_lens": (0, 1), "sinks": "f32"},
+    {"key_stride": 3, "key_offset": 1, "q_start": 300},
+    {"key_stride": 2, "window": (64, 9), "q_start": 200, "causal": False, "alibi": True},
+    {"mask": "bool"},
+    {"mask": "bool", "mask_axes": "LS", "mask_family": "blocks", "causal": False},
+    {"mask": "bool", "mask_axes": "BS", "window": (90, -1), "alibi": True},
+    {"mask": "bool", "mask_keys_last": False, "sinks": "f32", "out_f32": True},
+    {"mask": "f32", "mask_axes": "LS"},
+    {"mask": "f16", "mask_axes": "HS", "softcap": 5.0},
+    {"mask": "bf16", "mask_keys_last": False, "window": (70, -1)},
+    {"mask": "f32", "mask_family": "lowest", "causal": False},
+    {"mask": "bf16", "mask_family": "lowest", "sinks": "f32"},
+    {"softcap": 2.5},
+    {"softcap": 30.0, "alibi": True, "out_f32": True},
+    {"alibi": True},
+    {"sinks": "f32"},
+    {"out_f32": True},
+)
+
+
+def feature_cases() -> list[Case]:
+    """Every feature on every kernel and dtype, on rows with one simdgroup and on slices of one."""
+    cases = []
+    for dtype in ("f32", "f16", "bf16"):
+        for kernel, L in (("decode", 3), ("prefill", 21), ("straight", 21)):
+            for D, span_len in ((64, 64), (80, 0), (256, 64)):
+                if kernel == "straight" and D == 256:
+                    continue
+                base = Case(dtype=dtype, kernel=kernel, L=L, S=150, B=2, D=D, span_len=span_len)
+                cases += [replace(base, **feature) for feature in FEATURES]
+                cases += [replace(base, layout="odd", **feature) for feature in FEATURES if D == 64]
+            long = Case(dtype=dtype, kernel=kernel, L=70, S=900, span_len=128)
+            cases += [
+                replace(long, window=(200, -1), sinks=dtype),
+                replace(long, mask="bool", mask_family="blocks", mask_axes="LS"),
+            ]
     return cases
 
 
@@ -389,4 +585,11 @@ def checker_cases() -> list[Case]:
             Case(dtype=dtype, kernel="prefill", S=75, D=512, L=19),
             Case(dtype=dtype, kernel="straight", S=45, D=35, Dv=19, L=33, layout="odd"),
         ]
+        for kernel, D in (("decode", 64), ("decode", 256), ("prefill", 72), ("straight", 35)):
+            base = Case(dtype=dtype, kernel=kernel, S=75, D=D, L=5, span_len=32)
+            cases += [
+                replace(base, window=(20, -1), kv_starts=(17,), sinks="f32", alibi=True),
+                replace(base, mask="bool", softcap=5.0, out_f32=True),
+                replace(base, mask="bf16", mask_axes="LS", window=(40, 3), causal=False),
+            ]
     return cases

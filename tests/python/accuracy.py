@@ -1,13 +1,14 @@
 """How far a result may be from the float64 oracle, written once.
 
 u is the unit roundoff: f32 2^-24, f16 2^-11, bf16 2^-8. For a query row with output o, let
-m = || sum_j p_j |v_j| || and z = |scale| max_j ||q|| ||k_j|| over the keys j that it sees:
+m = || sum_j p_j |v_j| || and z = |scale| max_j ||q|| ||k_j|| over the keys j that it sees, plus the
+largest |bias| (mask and ALiBi) of the keys that have weight:
 
   f32         ||o - ref|| <= 2^-24 (16 + 6 z) m
   f16, bf16   the same plus 1.25 u m (2 u m where Dv < 8), plus the smallest subnormal an element
   lse         |lse - ref| <= 2^-24 (16 + 6 z + 2 |ref|)
 
-A row that sees no key is exactly 0, and its lse -inf.
+A row that sees no key is exactly 0, and its lse -inf or the sink.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ def lse_bound(reference: Reference) -> np.ndarray:
 def output_errors(out: np.ndarray, reference: Reference, dtype: str) -> np.ndarray:
     """[B, Hq, L]: error in bounds; more than 1 is wrong. A row with a NaN is infinitely wrong."""
     error = np.linalg.norm(as_f64(out) - reference.out, axis=3)
-    empty = np.isneginf(reference.lse)
-    bound = np.where(empty, 0.0, output_bound(reference, dtype))
+    bound = np.where(reference.sees, output_bound(reference, dtype), 0.0)
     return _in_bounds(error, bound)
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("ml_dtypes", reason="the benchmark makes bfloat16 inputs wit
 
 from bench import measure, report, results, sampling
 from bench.data import Inputs, Pool, make_inputs
+from bench.features import Feature
 from bench.formats import format_rate, format_seconds, format_share
 from bench.measure import Entry, Measurement, measure_case, measure_curve, plan_rounds, prepare
 from bench.oracle import WRONG_ABOVE, Oracle, exact_row, sample_rows
@@ -366,15 +367,30 @@ def test_the_share_of_the_limit() -> None:
     assert cell([], {"p": [1.0]})["ratio"] is None
 
 
+def test_the_cost_of_a_feature_is_held_against_the_call_without() -> None:
+    case = replace(CASE, feature=Feature("softcap", softcap=30.0, cost_limit=1.25))
+    measurement = measured(case, [3.0, 3.0, 6.0], {})
+    measurement.without = measured(case, [2.0, 2.0, 2.0], {}).ours
+    assert cell_record(measurement, PEAKS)["cost"] == 1.5
+    assert cell_record(measurement, PEAKS)["cost_limit"] == 1.25
+    assert cell([2.0], {})["cost"] is None
+
+
 def verdicts(**changes: Any) -> dict[str, bool]:
     base = cell([2.0], {"p": [3.0]}) | {"share_of_limit": 0.5, "target_share": None}
     record = base | changes
-    tests = (results.is_wrong, results.loses, results.lags, results.under_target)
+    tests = (
+        results.is_wrong,
+        results.loses,
+        results.lags,
+        results.under_target,
+        results.is_dear,
+    )
     return {test.__name__: test(record) for test in tests}
 
 
 def test_verdicts() -> None:
-    fine = dict.fromkeys(("is_wrong", "loses", "lags", "under_target"), False)
+    fine = dict.fromkeys(("is_wrong", "loses", "lags", "under_target", "is_dear"), False)
     assert verdicts() == fine
     assert verdicts(ratio=WINS_BELOW - 0.01) == fine | {"loses": True}
     assert verdicts(ratio=WINS_BELOW) == fine | {"lags": True}
@@ -386,6 +402,10 @@ def test_verdicts() -> None:
     assert verdicts(target_share=0.5) == fine
     assert verdicts(ours={"error_share_of_bound": 1.01}) == fine | {"is_wrong": True}
     assert verdicts(ours={"error_share_of_bound": 1.0}) == fine
+    assert verdicts(cost=1.26, cost_limit=1.25) == fine | {"is_dear": True}
+    assert verdicts(cost=1.25, cost_limit=1.25) == fine
+    assert verdicts(cost=9.0, cost_limit=None) == fine
+    assert verdicts(cost=None, cost_limit=1.25) == fine
 
 
 def test_the_summary_lists_each_cell_where_it_belongs() -> None:
@@ -394,6 +414,8 @@ def test_the_summary_lists_each_cell_where_it_belongs() -> None:
     worse = good | {"key": "worse", "ratio": 0.4}
     under = good | {"key": "under", "target_share": 0.95}
     absent = cell([], {}) | {"key": "absent"}
+    dear = good | {"key": "dear", "cost": 1.3, "cost_limit": 1.25}
+    dearer = good | {"key": "dearer", "cost": 0.5, "cost_limit": 1 / 6}
     wrong = good | {"key": "wrong", "ours": good["ours"] | {"error_share_of_bound": 2.0}}
     steep = {
         "dtype": "f16",
@@ -401,13 +423,14 @@ def test_the_summary_lists_each_cell_where_it_belongs() -> None:
         "limit_steps": {"1": 1.0, "2": 1.0},
         "step_limit": STEP_LIMIT,
     }
-    made = results.summary([good, lost, worse, under, absent, wrong], [steep])
+    made = results.summary([good, lost, worse, under, absent, wrong, dear, dearer], [steep])
     assert made == {
         "wrong": ["wrong"],
         "not_computed": ["absent"],
         "peer_wins": ["worse", "lost"],
         "short_lead": [],
         "under_target": ["under"],
+        "dear_features": ["dearer", "dear"],
         "steep_curves": ["f16"],
     }
     assert results.steepest(steep).startswith(f"{STEP_LIMIT + 0.1:.2f}, from L = 2")

@@ -25,6 +25,7 @@ from metal_sdpa import (
     encode_sdpa,
     sdpa,
 )
+from metal_sdpa._core import parameters
 
 Q = np.ones((1, 2, 3, 8), np.float32)
 
@@ -280,7 +281,8 @@ def test_the_signature_is_the_contracts() -> None:
     text = str(inspect.signature(sdpa))
     assert text == (
         "(q, k, v, *, causal=False, q_start=None, scale=None, mask=None, window=None, "
-        "softcap=None, sinks=None, kv_lengths=None, out=None, return_lse=False, device=None)"
+        "softcap=None, sinks=None, alibi_slopes=None, kv_lengths=None, kv_starts=None, "
+        "query_lengths=None, key_offset=0, key_stride=1, out=None, return_lse=False, device=None)"
     )
     assert str(inspect.signature(metal_sdpa.plan)) == text
 
@@ -308,9 +310,7 @@ def test_arguments_by_name_and_names_that_are_not_interned() -> None:
 
 
 def test_none_is_the_default() -> None:
-    nothing = dict.fromkeys(
-        ("causal", "q_start", "scale", "mask", "window", "softcap", "sinks", "kv_lengths", "out")
-    )
+    nothing = dict.fromkeys(row[0] for row in parameters() if row[2])
     assert np.array_equal(sdpa(Q, Q, Q, **nothing), sdpa(Q, Q, Q))
 
 

@@ -138,7 +138,7 @@ def test_merging_disjoint_key_sets_by_lse_gives_attention_over_all(
     _, k, v = problem.arrays()
     for begin, end in itertools.pairwise(edges):
         out, lse = run(target, problem, k=k[:, :, begin:end], v=v[:, :, begin:end])
-        parts.append(Reference(as_f64(out), as_f64(lse), out, lse))
+        parts.append(Reference(as_f64(out), as_f64(lse), out, lse, lse))
     out, lse = merge(parts)
     reference = problem.reference()
     # Each part errs by its own bound, and merging weighs it by its share: at most two bounds.

@@ -372,15 +372,6 @@ def test_results(device: Device) -> None:
     assert same_bits(given, out)
 
 
-@pytest.mark.parametrize("name", ["mask", "window", "softcap", "sinks"])
-def test_features_that_are_not_built_yet_say_so(device: Device, name: str) -> None:
-    q, k, v = tensors(18, Shape(1, 1, 1, 2, 2, 8, 8))
-    values = {"mask": np.ones((2, 2), bool), "window": 3, "softcap": 5.0, "sinks": np.ones(1)}
-    with pytest.raises(metal_sdpa.Unsupported, match=f"sdpa: {name}"):
-        metal_sdpa.sdpa(q, k, v, **{name: values[name]}, device=device)
-    assert issubclass(metal_sdpa.Unsupported, NotImplementedError)
-
-
 def test_error_types() -> None:
     assert issubclass(metal_sdpa.InvalidArgument, ValueError)
     assert issubclass(metal_sdpa.UnsupportedDType, TypeError)

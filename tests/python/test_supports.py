@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
 import metal_sdpa
 from metal_sdpa import supported_features, supports
-from metal_sdpa._core import unsupported_reason
+from metal_sdpa._core import parameters, unsupported_reason
 
-# Arguments of sdpa() that ask for a feature.
+# Arguments of sdpa() that ask for a feature, of q [1, 1, 1, 8] in f16.
 ARGUMENTS = {
     "causal": {"causal": True},
     "q_start": {"q_start": 0},
@@ -19,12 +21,29 @@ ARGUMENTS = {
     "window": {"window": 1},
     "softcap": {"softcap": 1.0},
     "sinks": {"sinks": np.zeros(1, np.float32)},
+    "alibi_slopes": {"alibi_slopes": np.zeros(1, np.float32)},
+    "kv_starts": {"kv_starts": 1},
+    "query_lengths": {"query_lengths": 0},
+    "key_offset": {"key_offset": 1, "key_stride": 2, "q_start": 0},
+    "out_f32": {"out": np.zeros((1, 1, 1, 8), np.float32)},
 }
 PROPERTIES = {"f32", "f16", "bf16", "grouped_queries", "strides"}
 
 
 def test_the_table_names_every_argument_and_nothing_else() -> None:
-    assert {row[0] for row in supported_features()} == set(ARGUMENTS) | PROPERTIES
+    of_arguments = {feature for _, _, _, feature, _ in parameters() if feature}
+    assert of_arguments == set(ARGUMENTS)
+    assert {row[0] for row in supported_features()} == of_arguments | PROPERTIES
+    named = {name for example in ARGUMENTS.values() for name in example}
+    assert named == {name for name, _, _, feature, _ in parameters() if feature}
+
+
+def test_the_flags_are_those_of_the_table() -> None:
+    flags = [p for p in inspect.signature(supports).parameters.values() if p.default is False]
+    assert {flag.name for flag in flags} == set(ARGUMENTS)
+    assert all(flag.kind is inspect.Parameter.KEYWORD_ONLY for flag in flags)
+    with pytest.raises(TypeError, match="supports: got an unexpected argument 'masks'"):
+        supports("cpu", masks=True)
 
 
 @pytest.mark.parametrize("feature", ARGUMENTS)
@@ -34,7 +53,7 @@ def test_the_table_supports_and_sdpa_agree(feature: str, device_kind: str) -> No
     answer = supports(device_kind, **{feature: True})
     assert bool(answer) == (not reason)
     assert reason in answer.reason
-    q = np.ones((1, 1, 1, 8), np.float32)
+    q = np.ones((1, 1, 1, 8), np.float16)
     if answer:
         metal_sdpa.sdpa(q, q, q, device=device_kind, **ARGUMENTS[feature])
         return
@@ -93,9 +112,9 @@ def test_features_must_be_a_sequence_of_text(features: object) -> None:
 
 
 def test_features_in_any_sequence() -> None:
-    for features in (["causal", "mask"], ("causal", "mask")):
+    for features in (["causal", "masks"], ("causal", "masks")):
         reason = unsupported_reason("cpu", "f32", 1, 1, 8, 8, features)  # type: ignore[arg-type]
-        assert "mask" in reason
+        assert reason == 'supports: feature: "masks" is not known'
 
 
 @pytest.mark.parametrize("name", ["head_dim", "value_dim"])

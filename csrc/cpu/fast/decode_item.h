@@ -3,6 +3,7 @@
 
 #include "cpu/fast/decode_values.h"
 #include "cpu/fast/finish_row.h"
+#include "cpu/fast/score_rule.h"
 #include "cpu/fast/span_memory.h"
 #include "cpu/fast/support.h"
 
@@ -68,39 +69,45 @@ constexpr int rows_at_once(int rows) { return rows % 8 == 0 && kSums > 8 ? 8 : s
 template <typename T>
 class DecodeItem {
  public:
-  DecodeItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, sdpa_i64 span)
+  /// `index`: which of the spans that any row of the sequence sees.
+  DecodeItem(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h, sdpa_i64 index)
       : launch_(launch),
         args_(args_of(launch)),
         sequence_(sequence_of(launch, b)),
         b_(b),
         kv_h_(kv_h),
-        span_(span),
-        keys_(from_span(key_rows<T>(launch, b, kv_h))),
-        values_(from_span(value_rows<T>(launch, b, kv_h))),
+        all_keys_(sdpa_band_of_rows(sequence_, args_.window, 0, sdpa_i64{args_.seq_len} - 1)),
+        spans_(spans_of(all_keys_, args_.span_len)),
+        span_(spans_.begin + index),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
-        n_rows_(sdpa_i64{args_.seq_len} * group_),
+        n_all_rows_(sdpa_i64{args_.seq_len} * group_),
+        n_rows_(sequence_.query_len * group_),
         tile_rows_(first_tile_rows(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)))),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
         part_slots_(static_cast<int>(args_.span_len) * kPartRows),
-        states_(launch, b, kv_h) {
+        states_(launch, b, kv_h),
+        rule_(launch, sequence_, b) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots(args_.value_dim);
+    const sdpa_i64 rule_slots = rule_.is_on() ? 2 * sdpa_i64{args_.span_len} : 0;
     const sdpa_i64 slots = kDecodeBatchRows * (q_step_ + width()) + kBatchParts * part_slots_ +
-                           own_states + RowTotal::slots(width());
+                           own_states + RowTotal::slots(width()) + rule_slots;
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
     scores_ = q_ + kDecodeBatchRows * q_step_;
     groups_ = scores_ + kBatchParts * part_slots_;
     total_ = groups_ + kDecodeBatchRows * width();
-    if (args_.n_spans <= 1) states_.place(total_ + RowTotal::slots(width()));
+    row_scores_ = total_ + RowTotal::slots(width());
+    entries_.memory = row_scores_ + args_.span_len;
+    if (args_.n_spans <= 1) states_.place(row_scores_ + rule_slots);
   }
 
   void run(StopToken& stop) {
-    const sdpa_i64 n_spans = span_count(n_rows_ - 1);  // later rows see no less
-    if (span_ >= larger<sdpa_i64>(n_spans, 1)) return;
+    const sdpa_i64 n_spans = spans_.count();
+    if (span_ - spans_.begin >= larger<sdpa_i64>(n_spans, 1)) return;
     for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kDecodeBatchRows) {
       attend(row, static_cast<int>(smaller<sdpa_i64>(kDecodeBatchRows, n_rows_ - row)));
     }
     if (n_spans > 1 && !states_.is_last(b_ * args_.n_kv_heads + kv_h_, 1, n_spans)) return;
-    for (sdpa_i64 row = 0; row < n_rows_; ++row) finish(row, stop);
+    for (sdpa_i64 row = 0; row < n_all_rows_; ++row) finish(row, stop);
   }
 
  private:
@@ -108,36 +115,82 @@ class DecodeItem {
   sdpa_i64 head_of(sdpa_i64 row) const { return kv_h_ * group_ + row % group_; }
   sdpa_i64 query_of(sdpa_i64 row) const { return row / group_; }
 
-  /// Spans that row `row` sees keys of.
-  sdpa_i64 span_count(sdpa_i64 row) const {
-    const sdpa_i64 keys = visible_keys(args_, sequence_, query_of(row));
-    return (keys + args_.span_len - 1) / args_.span_len;
-  }
+  SdpaBand band(sdpa_i64 row) const { return sdpa_band(sequence_, args_.window, query_of(row)); }
 
-  /// Keys of this span that row `row` sees.
-  int visible(sdpa_i64 row) const {
-    const sdpa_i64 keys = visible_keys(args_, sequence_, query_of(row)) - span_ * args_.span_len;
-    return static_cast<int>(larger<sdpa_i64>(smaller<sdpa_i64>(keys, args_.span_len), 0));
+  /// Where the state of a row and this span goes.
+  float* state_of(sdpa_i64 row) const {
+    return states_.slots_of(args_.n_spans > 1 ? span_ - spans_.begin : 0, row);
   }
 
   /// States of rows row..row + n_rows for this span.
   void attend(sdpa_i64 row, int n_rows) {
-    const int n_keys = visible(row + n_rows - 1);
-    if (n_keys == 0) return;
-    int seen[kDecodeBatchRows];
+    const sdpa_i64 begin = span_ * args_.span_len;
+    const SdpaBand all =
+        sdpa_band_of_rows(sequence_, args_.window, query_of(row), query_of(row + n_rows - 1));
+    const SeenKeys keys = seen_keys(all, begin, args_.span_len);
+    if (keys.end == 0) return;
+    first_key_ = begin + keys.begin;
+    keys_ = from_first_key(key_rows<T>(launch_, b_, kv_h_));
+    values_ = from_first_key(value_rows<T>(launch_, b_, kv_h_));
+    SeenKeys seen[kDecodeBatchRows];
+    for (int r = 0; r < n_rows; ++r) {
+      seen[r] = seen_keys(band(row + r), first_key_, keys.end - keys.begin);
+    }
+    attend_keys(row, n_rows, seen, trim(row, n_rows, keys.end - keys.begin, seen));
+  }
+
+  /// Of the n_keys keys from the first one on those up to the last that a mask leaves to any row.
+  int trim(sdpa_i64 row, int n_rows, int n_keys, SeenKeys* seen) const {
+    if (!rule_.has_mask()) return n_keys;
+    int end = 0;
+    for (int r = 0; r < n_rows; ++r) {
+      const int most = seen[r].end;
+      if (most <= end) continue;
+      end = rule_.seen_end(head_of(row + r), query_of(row + r), first_key_, most, end);
+    }
+    for (int r = 0; r < n_rows; ++r) {
+      const bool is_seen = seen[r].begin < end;
+      seen[r] = is_seen ? SeenKeys{seen[r].begin, smaller(seen[r].end, end)} : SeenKeys{0, 0};
+    }
+    return end;
+  }
+
+  /// The same for the n_keys keys from the first one on.
+  void attend_keys(sdpa_i64 row, int n_rows, const SeenKeys* seen, int n_keys) {
     float* states[kDecodeBatchRows];
     for (int r = 0; r < n_rows; ++r) {
-      seen[r] = visible(row + r);
-      states[r] = states_.slots_of(args_.n_spans > 1 ? span_ : 0, row + r);
+      states[r] = state_of(row + r);
+      states[r][kStateMaximum] = -kInfinity;
+      states[r][kStateSum] = 0;
     }
+    if (n_keys == 0) return;
     for_each_tile(n_rows,
                   [&](int r, auto count) { pack_queries<count.value>(row + r, q_ + r * q_step_); });
     plan_walks(n_keys);
     score(n_rows, n_keys, row == 0);
     for_each_tile(n_rows, [&](int r, auto count) {
+      if (rule_.is_on()) apply_rule<count.value>(row + r, n_keys, scores_of(r));
       softmax_span<T, count.value>(scores_of(r), n_keys, seen + r, states + r);
     });
     add_all_values(n_rows, states, row == 0);
+  }
+
+  /// Scores of a tile in log2 units; a row's keys side by side meanwhile.
+  template <int kRows>
+  void apply_rule(sdpa_i64 row, int n_keys, float* scores) {
+    constexpr int kGroupSlots = DotShape<T, kRows>::kGroupSlots;
+    constexpr std::size_t kGroupBytes = kGroupKeys * sizeof(float);
+    const int n_groups = (n_keys + kGroupKeys - 1) / kGroupKeys;
+    for (int r = 0; r < kRows; ++r) {
+      float* of_row = scores + r * kGroupKeys;
+      for (int g = 0; g < n_groups; ++g) {
+        __builtin_memcpy(row_scores_ + g * kGroupKeys, of_row + g * kGroupSlots, kGroupBytes);
+      }
+      rule_.apply(head_of(row + r), query_of(row + r), first_key_, n_keys, entries_, row_scores_);
+      for (int g = 0; g < n_groups; ++g) {
+        __builtin_memcpy(of_row + g * kGroupSlots, row_scores_ + g * kGroupKeys, kGroupBytes);
+      }
+    }
   }
 
   /// A tile of kRows query rows from `row` on, and zeros for rows that only fill its vectors.
@@ -154,9 +207,9 @@ class DecodeItem {
   /// Scores of the tile that starts with row `row` of the batch, a multiple of kPartRows.
   float* scores_of(int row) const { return scores_ + row / kPartRows * part_slots_; }
 
-  /// K or V from this span's first key on.
-  Rows<const T> from_span(const Rows<const T>& rows) const {
-    return {rows[span_ * args_.span_len], rows.stride};
+  /// K or V from the first key on that a row of the batch sees.
+  Rows<const T> from_first_key(const Rows<const T>& rows) const {
+    return {rows[first_key_], rows.stride};
   }
 
   /// The blocks of this span, and the keys that follow.
@@ -168,7 +221,8 @@ class DecodeItem {
     const int key_block =
         key_block_len<T>(static_cast<int>(args_.head_dim), tile_rows_, is_one_tile(batch), least);
     const int value_block = value_block_len<T>(static_cast<int>(args_.value_dim), tile_rows_);
-    const sdpa_i64 n_next = smaller<sdpa_i64>(n_left() - n_keys, args_.span_len);
+    const sdpa_i64 n_left = all_keys_.end - first_key_ - n_keys;
+    const sdpa_i64 n_next = larger<sdpa_i64>(smaller<sdpa_i64>(n_left, args_.span_len), 0);
     key_walk_ = {memory_rows(keys_, 0, n_keys, args_.head_dim), key_block};
     value_walk_ = {memory_rows(values_, 0, n_keys, args_.value_dim), value_block};
     next_walk_ = {memory_rows(keys_, n_keys, n_next, args_.head_dim), key_block};
@@ -188,7 +242,7 @@ class DecodeItem {
       NearRows(key_walk_.first()).template bring_all<Load>();
       NearRows(key_walk_.never_during(value_walk_)).template bring_all<Prefetch>();
     }
-    const Vec scale = splat(args_.scale * kLog2E);
+    const Vec scale = splat(rule_.factor());
     MemoryRows near;
     for_each_block_and_tile(key_walk_.n_blocks(), n_rows, [&](int i, int r, auto count) {
       if (is_first_batch && r == 0) near = begin_block(key_walk_, i, is_far, value_walk_);
@@ -215,25 +269,19 @@ class DecodeItem {
     });
   }
 
-  /// Keys of the sequence from this span on.
-  sdpa_i64 n_left() const { return sequence_.kv_len - span_ * args_.span_len; }
-
   /// What a row's spans add up to.
-  RowState merged_state(sdpa_i64 row) const {
-    const sdpa_i64 n_spans = span_count(row);
-    if (n_spans == 1) return states_.state(0, row);
-    return states_.merge(row, n_spans, RowTotal(total_, width()));
+  RowState merged_state(sdpa_i64 row, const SdpaBand& keys) const {
+    const SpanRange spans = spans_of(keys, args_.span_len);
+    const SpanRange kept{spans.begin - spans_.begin, spans.end - spans_.begin};
+    if (kept.count() == 1) return states_.state(kept.begin, row);
+    return states_.merge(row, kept, RowTotal(total_, width()));
   }
 
   void finish(sdpa_i64 row, StopToken& stop) const {
-    float* lse = lse_rows(launch_, b_, head_of(row));
-    const sdpa_i64 query = query_of(row);
-    finish_row<T>(
-        args_, merged_state(row),
-        {query_rows<T>(launch_, b_, head_of(row))[query], key_rows<T>(launch_, b_, kv_h_),
-         value_rows<T>(launch_, b_, kv_h_), visible_keys(args_, sequence_, query),
-         output_rows<T>(launch_, b_, head_of(row))[query], lse == nullptr ? nullptr : lse + query},
-        stop);
+    const SdpaBand keys = band(row);
+    const RowState state =
+        keys.begin < keys.end ? merged_state(row, keys) : RowState{-kInfinity, 0, kZeroRow};
+    finish_row<T>(launch_, {b_, head_of(row), query_of(row)}, state, keys, rule_, stop);
   }
 
   const NativeLaunch& launch_;
@@ -241,24 +289,31 @@ class DecodeItem {
   const SdpaSequence sequence_;
   const sdpa_i64 b_;
   const sdpa_i64 kv_h_;
+  const SdpaBand all_keys_;  ///< that any row sees
+  const SpanRange spans_;    ///< that any row sees
   const sdpa_i64 span_;
-  const Rows<const T> keys_;    ///< of this span
-  const Rows<const T> values_;  ///< of this span
   const int group_;
-  const sdpa_i64 n_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
-  const int tile_rows_;    ///< of the first tile, which decides how K and V come near
-  const int q_step_;       ///< slots of a packed query
-  const int part_slots_;   ///< slots of the scores of kPartRows rows
+  const sdpa_i64 n_all_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
+  const sdpa_i64 n_rows_;      ///< those in use
+  const int tile_rows_;        ///< of the first tile, which decides how K and V come near
+  const int q_step_;           ///< slots of a packed query
+  const int part_slots_;       ///< slots of the scores of kPartRows rows
 
   SpanMemory states_;
+  const ScoreRule rule_;
+  MaskEntries entries_;
+  sdpa_i64 first_key_ = 0;  ///< of this span that any row of the batch sees
+  Rows<const T> keys_{};    ///< from there on
+  Rows<const T> values_{};  ///< from there on
   BlockWalk key_walk_;
   BlockWalk value_walk_;
   BlockWalk next_walk_;  ///< the keys of the next span
 
-  float* q_ = nullptr;       ///< tiles, q_step_ slots a row
-  float* scores_ = nullptr;  ///< of each tile [group][row][key], then weights
-  float* groups_ = nullptr;  ///< numerators of a group of blocks, width slots a row
-  float* total_ = nullptr;   ///< one RowTotal
+  float* q_ = nullptr;           ///< tiles, q_step_ slots a row
+  float* scores_ = nullptr;      ///< of each tile [group][row][key], then weights
+  float* groups_ = nullptr;      ///< numerators of a group of blocks, width slots a row
+  float* total_ = nullptr;       ///< one RowTotal
+  float* row_scores_ = nullptr;  ///< of one row, where the score rule is on
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

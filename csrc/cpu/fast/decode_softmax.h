@@ -22,11 +22,10 @@ inline int score_slots(int n_keys) {
   return (slots + kTwo - 1) / kTwo * kTwo;
 }
 
-/// Hides keys from `visible` on of one row from its softmax.
+/// Hides keys begin..end of one row from its softmax.
 template <int kGroupSlots>
-inline void hide_keys(float* scores, int row, int visible, int n_slots) {
-  const int n_keys = n_slots / kGroupSlots * kGroupKeys;
-  for (int key = visible; key < n_keys; ++key) {
+inline void hide_keys(float* scores, int row, int begin, int end) {
+  for (int key = begin; key < end; ++key) {
     scores[key / kGroupKeys * kGroupSlots + row * kGroupKeys + key % kGroupKeys] = -kInfinity;
   }
 }
@@ -72,13 +71,16 @@ inline Vec exponentiate_lanes(float* scores, int n_slots, Vec reference) {
 }
 
 /// Turns scores [group][row][key] into weights at the same place and writes maxima and sums of the
-/// rows' states. visible[r] keys of the span are seen by row r.
+/// rows' states. Row r sees visible[r] of the keys.
 template <typename T, int kRows>
-inline void softmax_span(float* scores, int n_keys, const int* visible, float* const* states) {
+inline void softmax_span(float* scores, int n_keys, const SeenKeys* visible, float* const* states) {
   constexpr int kGroupSlots = DotShape<T, kRows>::kGroupSlots;
   constexpr int kSlots = kPeriod<T, kRows>;
   const int n_slots = score_slots<T, kRows>(n_keys);
-  for (int r = 0; r < kRows; ++r) hide_keys<kGroupSlots>(scores, r, visible[r], n_slots);
+  for (int r = 0; r < kRows; ++r) {
+    hide_keys<kGroupSlots>(scores, r, 0, visible[r].begin);
+    hide_keys<kGroupSlots>(scores, r, visible[r].end, n_slots / kGroupSlots * kGroupKeys);
+  }
 
   alignas(64) float slots[kSlots];
   for (int s = 0; s < kSlots; s += kLanes) {

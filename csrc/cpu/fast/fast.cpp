@@ -1,6 +1,7 @@
 // Registers the kernels of every instruction set that this machine runs, and asks the families.
 #include "cpu/fast/fast.h"
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -68,10 +69,23 @@ double state_bytes(const SdpaProblem& problem, double spans) {
   return rows * spans * static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
 }
 
+std::int64_t rows_in_use(const SdpaProblem& problem) {
+  const std::int64_t group = problem.n_heads / problem.n_kv_heads;
+  if (problem.query_lengths.empty()) return problem.query_len.value_or(problem.seq_len) * group;
+  const auto& lengths = problem.query_lengths;
+  return *std::max_element(lengths.begin(), lengths.end()) * group;
+}
+
+std::int64_t keys_in_reach(const SdpaProblem& problem, std::int64_t b) {
+  const SdpaBand band = visible_band(problem, b);
+  return band.end - band.begin;
+}
+
 std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int64_t span_len) {
-  const std::int64_t keys = visible_keys(problem, b);
-  if (keys <= span_len) return keys > 0 ? 1 : 0;  // a division is a part of a tiny call
-  return (keys + span_len - 1) / span_len;
+  const SdpaBand band = visible_band(problem, b);
+  if (band.begin >= band.end) return 0;
+  if (band.end <= span_len) return 1;  // a division is a part of a tiny call
+  return (band.end + span_len - 1) / span_len - band.begin / span_len;
 }
 
 void bind_states(const SdpaProblem& problem, std::int64_t spans, std::int64_t head_counters,

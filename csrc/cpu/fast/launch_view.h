@@ -26,9 +26,33 @@ inline SdpaSequence sequence_of(const NativeLaunch& launch, sdpa_i64 b) {
   return args_of(launch).sequence;
 }
 
-/// Keys that query row i sees: the first `count` of them.
-inline sdpa_i64 visible_keys(const SdpaArgs& args, const SdpaSequence& sequence, sdpa_i64 i) {
-  return sdpa_band(sequence, args.window, i).end;
+/// Spans begin..end, numbered from key 0.
+struct SpanRange {
+  sdpa_i64 begin;
+  sdpa_i64 end;
+
+  sdpa_i64 count() const { return end - begin; }
+};
+
+/// The spans that hold keys of a band.
+inline SpanRange spans_of(const SdpaBand& band, sdpa_i64 span_len) {
+  if (band.begin >= band.end) return {0, 0};
+  if (band.end <= span_len) return {0, 1};  // divisions are slow
+  return {band.begin / span_len, (band.end + span_len - 1) / span_len};
+}
+
+/// Keys of a block that a row sees, counted from the block's first; none: 0, 0.
+struct SeenKeys {
+  int begin;
+  int end;
+};
+
+/// The part of `band` within `n_keys` keys from `first` on.
+inline SeenKeys seen_keys(const SdpaBand& band, sdpa_i64 first, sdpa_i64 n_keys) {
+  const sdpa_i64 begin = larger<sdpa_i64>(band.begin - first, 0);
+  const sdpa_i64 end = smaller<sdpa_i64>(band.end - first, n_keys);
+  if (begin >= end) return {0, 0};
+  return {static_cast<int>(begin), static_cast<int>(end)};
 }
 
 /// Rows of one (batch, head) of a tensor: row i starts at data + i * stride.
@@ -61,6 +85,7 @@ inline Rows<const T> value_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64
   const SdpaArgs& args = args_of(launch);
   return rows_of<const T>(launch.bindings[SDPA_BUFFER_V], args.v_offset, args.v_stride, b, kv_h);
 }
+/// T is what the output holds.
 template <typename T>
 inline Rows<T> output_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
   const SdpaArgs& args = args_of(launch);

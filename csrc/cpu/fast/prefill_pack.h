@@ -113,14 +113,17 @@ inline void clear_slots(float* panels, int n_panels, int panel_slots, int begin,
 }
 
 /// Keys begin..begin+n_keys in panels of kPanel keys, [panel][depth][kPanel]; zeros past the last.
+/// Of the first `skip` keys only zeros are packed.
 template <typename T>
-inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int n_keys, int head_dim,
+inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int skip, int n_keys, int head_dim,
                       float* packed) {
   const int depth = whole_depth<T>(slots_for<T>(head_dim));
   const int panel_slots = depth * kPanel;
   const T* rows[2][kLanes];
   const auto find_rows = [&](int j, const T** found) {
-    for (int i = 0; i < kLanes; ++i) found[i] = j + i < n_keys ? k[begin + j + i] : zero_row<T>();
+    for (int i = 0; i < kLanes; ++i) {
+      found[i] = j + i >= skip && j + i < n_keys ? k[begin + j + i] : zero_row<T>();
+    }
   };
   find_rows(0, rows[0]);
   for (int j = 0, now = 0; j < n_keys; j += kLanes, now ^= 1) {
@@ -172,17 +175,19 @@ inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near,
 }
 
 /// Values of the same keys in panels of kPanel columns, [panel][depth][kPanel], where depth runs
-/// over keys (pairs of keys: an odd last one is paired with zeros).
+/// over keys (pairs of keys: an odd last one is paired with zeros). The first `skip` are zeros.
 template <typename T>
-inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int n_keys, int value_dim,
+inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int skip, int n_keys, int value_dim,
                         int panel_depth, float* packed) {
   const int panel_slots = panel_depth * kPanel;
-  for (int j = 0; j < n_keys; j += kPerSlot<T>) {
-    const T* row = v[begin + j];
+  const int first = skip / kPerSlot<T>;
+  clear_slots(packed, (value_dim + kPanel - 1) / kPanel, panel_slots, 0, first);
+  for (int j = first * kPerSlot<T>; j < n_keys; j += kPerSlot<T>) {
+    const T* row = j < skip ? zero_row<T>() : v[begin + j];
     const T* near = v[begin + j + kRowsAhead];
     float* slot = packed + j / kPerSlot<T> * kPanel;
     if constexpr (kPairs<T>) {
-      const T* odd = j + 1 < n_keys ? row + v.stride : zero_row<T>();
+      const T* odd = j + 1 < n_keys ? v[begin + j + 1] : zero_row<T>();
       pack_value_pair(row, odd, near, v.stride, value_dim, panel_slots, slot);
     } else {
       pack_value_row(row, near, value_dim, panel_slots, slot);

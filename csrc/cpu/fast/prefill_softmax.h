@@ -21,12 +21,16 @@ struct TileStates {
   }
 };
 
-/// Hides keys visible..computed of one row of scores; returns the maximum of the others.
-inline float mask_and_maximum(float* scores, int visible, int computed) {
-  for (int j = visible; j % kLanes != 0; ++j) scores[j] = -kInfinity;
+/// Hides all but the visible ones of the `computed` keys of one row of scores; returns the maximum
+/// of those.
+inline float mask_and_maximum(float* scores, const SeenKeys& visible, int computed) {
+  const int first = visible.begin / kLanes * kLanes;
+  for (int j = 0; j < first; j += kLanes) store(scores + j, splat(-kInfinity));
+  for (int j = first; j < visible.begin; ++j) scores[j] = -kInfinity;
+  for (int j = visible.end; j % kLanes != 0; ++j) scores[j] = -kInfinity;
   Vec maximum = splat(-kInfinity);
-  const int n_vecs = (visible + kLanes - 1) / kLanes;
-  for (int j = 0; j < n_vecs; ++j) maximum = max(load(scores + j * kLanes), maximum);
+  const int n_vecs = (visible.end + kLanes - 1) / kLanes;
+  for (int j = first / kLanes; j < n_vecs; ++j) maximum = max(load(scores + j * kLanes), maximum);
   for (int j = n_vecs * kLanes; j < computed; j += kLanes) store(scores + j, splat(-kInfinity));
   return reduce_max(maximum);
 }
@@ -57,11 +61,11 @@ inline void exponentiate(float* scores, float reference, int n_keys, float& sum)
   sum += reduce_add(total);
 }
 
-/// Turns a tile's scores into weights and moves its states on. visible[r] keys of the block are
-/// seen by row r; `n_keys` is the most of them. `factors` brings earlier numerators to the new
+/// Turns a tile's scores into weights and moves its states on. Row r sees visible[r] of the block's
+/// first `n_keys` keys. `factors` brings earlier numerators to the new
 /// maxima. `block` and `heavy`, one for each row, are used with pairs.
 template <typename T>
-inline void softmax_tile(float* scores, const int* visible, int n_rows, int n_keys,
+inline void softmax_tile(float* scores, const SeenKeys* visible, int n_rows, int n_keys,
                          const PairsBlock* block, HeavyPairs* heavy,
                          TileStates<kTileStep<T>>& states, float* factors) {
   constexpr int kStep = kTileStep<T>;

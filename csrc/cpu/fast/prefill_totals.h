@@ -17,8 +17,9 @@ struct RowState {
 /// A row's merged spans in memory: sums that carry their rounding errors along (W. Kahan, "Further
 /// remarks on reducing truncation errors", 1965), so that any number of spans may be added. The
 /// first one is kept as it is. From its reference to that of all spans it is a whole number of
-/// powers of two, so that nothing is rounded however often the maximum moves; a step above 2^21
-/// leaves nothing of what was there and is taken as it is.
+/// powers of two, so that nothing is rounded however often the maximum moves. A step that leaves
+/// nothing of what was there makes a new first one: differences of references far apart would not
+/// hold those of near ones.
 class RowTotal {
  public:
   /// Slots of memory that a row with `width` numerators, a multiple of kLanes, takes.
@@ -42,9 +43,15 @@ class RowTotal {
     const float above = added.reference - first();
     if (!(above < kInfinity)) first() = kInfinity;
     if (first() == kInfinity) return;  // out of range: finish_row.h attends the row anew
-    const float raised_to = raise(above);
-    const Vec keep = exp2(splat(raised() - raised_to));
-    const Vec factor = exp2(splat(above - raised_to));
+    float raised_to = raise(above);
+    Vec keep = exp2(splat(raised() - raised_to));
+    Vec factor = exp2(splat(above - raised_to));
+    if (above - raised() > kMostStep) {
+      first() = added.reference;
+      raised_to = 0;
+      keep = splat(0.0f);
+      factor = splat(1.0f);
+    }
     raised() = raised_to;
     float sum[kLanes] = {added.sum};
     add(0, load(sum), keep, factor);
@@ -59,12 +66,15 @@ class RowTotal {
   }
 
  private:
-  /// How far the reference of the first span has to be raised for one that is `above` it.
+  /// A larger step leaves nothing: exp2 of it is 0.
+  static constexpr float kMostStep = 127;
+
+  /// How far the reference of the first span has to be raised for one that is `above` it, by
+  /// kMostStep at most.
   float raise(float above) {
     constexpr float kToWhole = 0x1.8p23f;  // adding it rounds to a whole number
     const float step = above - raised();
-    if (step > 0x1p21f) return above;
-    return step > 0 ? raised() + (step + kToWhole - kToWhole) : raised();
+    return step > 0 ? raised() + (smaller(step, kMostStep) + kToWhole - kToWhole) : raised();
   }
 
   // The sum in a vector of its own, the numerators, as many compensations; then the reference of

@@ -50,8 +50,8 @@ SequenceWork work_of(const SdpaProblem& problem, std::int64_t b, std::int64_t sp
   work.set_rows = rows_per_kv_head(problem);
   work.n_parts = std::max<std::int64_t>(work.spans, 1);
   work.has_states = true;
-  work.item_cost =
-      kItemKeys + static_cast<double>(visible_keys(problem, b)) / static_cast<double>(work.n_parts);
+  work.item_cost = kItemKeys + static_cast<double>(keys_in_reach(problem, b)) /
+                                   static_cast<double>(work.n_parts);
   return work;
 }
 
@@ -89,7 +89,7 @@ Spans set_grid(const SdpaProblem& problem, std::int64_t span_len, PlanStep& step
 }  // namespace
 
 bool plan_decode(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
-  if (problem.kernel.empty() && rows_per_kv_head(problem) > most_rows(problem.dtype, target.isa))
+  if (problem.kernel.empty() && rows_in_use(problem) > most_rows(problem.dtype, target.isa))
     return false;
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),

@@ -82,7 +82,7 @@ Cut cut_work(const SdpaProblem& problem, const Share& share, bool may_share, int
 double head_cost(const SdpaProblem& problem, std::int64_t b) {
   const auto group = static_cast<double>(problem.n_heads / problem.n_kv_heads);
   return group * visible_pairs(problem, b) +
-         kRowsToPack * static_cast<double>(visible_keys(problem, b)) +
+         kRowsToPack * static_cast<double>(keys_in_reach(problem, b)) +
          kKeysToPack * static_cast<double>(rows_per_kv_head(problem));
 }
 
@@ -168,7 +168,7 @@ Division divide_evenly(const SdpaProblem& problem, std::int64_t span_len, int th
 bool plan_prefill(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
   const int block_len =
       prefill_block_len(static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
-  const int span_len = prefill_span_len(block_len, rows_per_kv_head(problem));
+  const int span_len = prefill_span_len(block_len, rows_in_use(problem));
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::prefill, problem.dtype, target.isa);

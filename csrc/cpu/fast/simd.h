@@ -18,6 +18,7 @@
 //   round_to_integer(v)          ties to even; for |v| < 2^22
 //   times_power_of_two(v, n)     v * 2^n for integral n in -127..127; 0 where n is -127
 //   zero_unless_finite(x, v)     v, but 0 where x is infinite or NaN
+//   keep_infinite(x, v)          v, but -inf where x is -inf
 //   reduce_add(v) reduce_max(v)  over lanes, as a tree
 //   interleave(a, b, lo, hi)     a0 b0 a1 b1 ..., its first and its second half
 //   pair_sums(a, b)              in each block of 4 lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3

@@ -77,6 +77,10 @@ inline Vec zero_unless_finite(Vec x, Vec v) {
   const Vec difference = x - x;
   return _mm256_and_ps(v, _mm256_cmp_ps(difference, difference, _CMP_ORD_Q));
 }
+inline Vec keep_infinite(Vec x, Vec v) {
+  const Vec hidden = splat(-__builtin_inff());
+  return _mm256_blendv_ps(v, hidden, _mm256_cmp_ps(x, hidden, _CMP_EQ_OQ));
+}
 
 inline float reduce_add(Vec v) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

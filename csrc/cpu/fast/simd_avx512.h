@@ -67,6 +67,10 @@ inline Vec zero_unless_finite(Vec x, Vec v) {
   const Vec difference = x - x;
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(difference, difference, _CMP_ORD_Q), v);
 }
+inline Vec keep_infinite(Vec x, Vec v) {
+  const Vec hidden = splat(-__builtin_inff());
+  return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, hidden, _CMP_EQ_OQ), hidden);
+}
 
 inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }

@@ -65,6 +65,9 @@ inline Vec zero_unless_finite(Vec x, Vec v) {
   const uint32x4_t finite = vceqq_f32(difference, difference);
   return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), finite));
 }
+inline Vec keep_infinite(Vec x, Vec v) {
+  return vbslq_f32(vceqq_f32(x, splat(-__builtin_inff())), x, v);
+}
 
 inline float reduce_add(Vec v) { return vaddvq_f32(v); }
 inline float reduce_max(Vec v) { return vmaxvq_f32(v); }

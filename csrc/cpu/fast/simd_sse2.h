@@ -101,6 +101,10 @@ inline Vec zero_unless_finite(Vec x, Vec v) {
   const Vec difference = x - x;
   return _mm_and_ps(v, _mm_cmpord_ps(difference, difference));
 }
+inline Vec keep_infinite(Vec x, Vec v) {
+  const Vec is_hidden = _mm_cmpeq_ps(x, splat(-__builtin_inff()));
+  return _mm_or_ps(_mm_and_ps(is_hidden, x), _mm_andnot_ps(is_hidden, v));
+}
 
 inline float reduce_add(Vec v) {
   const Vec half = _mm_add_ps(v, _mm_movehl_ps(v, v));

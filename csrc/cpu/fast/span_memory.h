@@ -31,7 +31,8 @@ class SpanMemory {
   /// Takes memory for one span of each row instead.
   void place(float* memory) { states_ = memory; }
 
-  /// Slots of row `row`, of the L * group of the KV head, for span `span`.
+  /// Slots of row `row`, of the L * group of the KV head, for span `span`, counted from the first
+  /// that any row of the sequence sees.
   float* slots_of(sdpa_i64 span, sdpa_i64 row) const {
     return states_ + (span * n_rows_ + row) * slots_;
   }
@@ -50,10 +51,10 @@ class SpanMemory {
     return {slots[kStateMaximum], slots[kStateSum], slots + kStateNumerators};
   }
 
-  /// The first n_spans states of a row merged in span order, in the memory of `total`.
-  RowState merge(sdpa_i64 row, sdpa_i64 n_spans, RowTotal total) const {
+  /// The states of a row for `spans` merged in span order, in the memory of `total`.
+  RowState merge(sdpa_i64 row, const SpanRange& spans, RowTotal total) const {
     total.reset();
-    for (sdpa_i64 span = 0; span < n_spans; ++span) total.merge(state(span, row));
+    for (sdpa_i64 span = spans.begin; span < spans.end; ++span) total.merge(state(span, row));
     return total.state();
   }
 

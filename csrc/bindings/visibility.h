@@ -1,0 +1,34 @@
+// What says which keys a query sees, as sdpa() and Graph.update() take it.
+#pragma once
+
+#include <array>
+
+#include "convert.h"
+#include "metal_sdpa/sdpa.h"
+
+namespace metal_sdpa::python {
+
+/// How many entries the sequences of a call were given, for check_counts; -1: one number for all.
+struct LengthCounts {
+  std::int64_t kv_lengths = -1;
+  std::int64_t kv_starts = -1;
+  std::int64_t q_start = -1;
+  std::int64_t query_lengths = -1;
+};
+
+/// Each sets what it is named after from an argument that is not None, and runs code of the caller
+/// (__index__, tolist).
+void read_window(Argument argument, nb::handle value, Visibility& visibility);
+void read_kv_lengths(Argument argument, nb::handle value, Visibility& visibility,
+                     LengthCounts& counts);
+void read_kv_starts(Argument argument, nb::handle value, Visibility& visibility,
+                    LengthCounts& counts);
+void read_q_start(Argument argument, nb::handle value, Visibility& visibility,
+                  LengthCounts& counts);
+void read_query_lengths(Argument argument, nb::handle value, Visibility& visibility,
+                        LengthCounts& counts);
+
+/// InvalidArgument unless every sequence has got its entry.
+void check_counts(const char* call, const LengthCounts& counts, std::int64_t batch);
+
+}  // namespace metal_sdpa::python
