@@ -96,12 +96,5 @@ CORE_MUTANTS = (
         RANGES_TEST,
         RANGES,
     ),
-    mutant(
-        "cuts over keys: every span in each cut",
-        STEPS,
-        "blocks * spans_of_box(own_, box_).count()",
-        "blocks * static_cast<std::uint32_t>(own_.count)",
-        TILES_TEST,
-        "metal plan: one row over a long cache is cut over keys in the straightforward kernel",
-    ),
+    
 )
