@@ -17,9 +17,6 @@ RANGES_TEST = "plan_ranges_test"
 RANGES = "ranges of every step hold what it touches, and scratch is written before it is read"
 SHARED = "one operand in common gives a barrier where either call writes it, and none elsewhere"
 
-STEPS = "csrc/metal/plan_steps.cpp"
-TILES_TEST = "metal_plan_tiles_test"
-
 CORE_MUTANTS = (
     mutant(
         "by hand: one tile more", PACKED, "grid.z > tiles", "grid.z > tiles + 1", BY_HAND, MEMORY
@@ -96,5 +93,4 @@ CORE_MUTANTS = (
         RANGES_TEST,
         RANGES,
     ),
-    
 )

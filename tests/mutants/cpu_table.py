@@ -96,8 +96,6 @@ EXTREME_MUTANTS = (
         EXTREME_TEST,
         UNSEEN,
     ),
-    
-    
     mutant(
         "cpu lone row: a score of -inf counts",
         LONE,

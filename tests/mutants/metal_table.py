@@ -503,7 +503,6 @@ SHADER_MUTANTS = (
         ATTENTION,
         "metal attention: states of spans merge; spans of unseen keys are not read",
     ),
-    
     mutant(
         "weights rounded to the dtype",
         TILE,
