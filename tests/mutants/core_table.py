@@ -17,9 +17,6 @@ RANGES_TEST = "plan_ranges_test"
 RANGES = "ranges of every step hold what it touches, and scratch is written before it is read"
 SHARED = "one operand in common gives a barrier where either call writes it, and none elsewhere"
 
-STEPS = "csrc/metal/plan_steps.cpp"
-TILES_TEST = "metal_plan_tiles_test"
-
 CORE_MUTANTS = (
     mutant(
         "by hand: one tile more", PACKED, "grid.z > tiles", "grid.z > tiles + 1", BY_HAND, MEMORY
@@ -95,13 +92,5 @@ CORE_MUTANTS = (
         "packed{0, 0, p.seq_len, 1};",
         RANGES_TEST,
         RANGES,
-    ),
-    mutant(
-        "cuts over keys: every span in each cut",
-        STEPS,
-        "blocks * spans_of_box(own_, box_).count()",
-        "blocks * static_cast<std::uint32_t>(own_.count)",
-        TILES_TEST,
-        "metal plan: one row over a long cache is cut over keys in the straightforward kernel",
     ),
 )
