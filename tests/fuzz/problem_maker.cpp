@@ -252,10 +252,10 @@ FuzzCase make_case(ByteReader& bytes) {
   make_way(bytes, c);
   make_values(bytes, c);
   make_layouts(bytes, c);
+  make_features(bytes, c);
   c.is_hostile = bytes.one_in(4);
   if (c.is_hostile) make_hostile(bytes, c.problem);
   if (c.is_hostile && bytes.one_in(3)) make_hostile(bytes, c.problem);
-  make_features(bytes, c);
   if (c.is_hostile && bytes.one_in(3)) make_features_hostile(bytes, c.problem);
   if (work_of(c.problem) > kMostHostileWork) c.way = Way::captured;
   return c;
