@@ -254,7 +254,7 @@ def test_nan_in_a_mask_at_a_visible_key_gives_a_nan_row(target: Target) -> None:
         )
         assert np.isnan(out[:, :, 1]).all()
         assert np.isnan(lse[:, :, 1]).all() or value == np.inf
-        assert (out[:, :, ::2] == 1).all()
+        np.testing.assert_allclose(out[:, :, ::2], 1, rtol=0, atol=2**-22)
 
 
 def test_a_lowest_finite_bias_is_a_number(target: Target) -> None:
