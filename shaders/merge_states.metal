@@ -29,27 +29,32 @@ inline float largest_lse(thread const RowStates& row) {
   return largest;
 }
 
-/// Sum of weights, and of weighted values of one column.
-struct MergedColumn {
-  float weight = 0.0f;
-  float value = 0.0f;
-};
-
-template <typename In>
-inline MergedColumn merge_column(thread const RowStates& row, float largest, device const In* outs,
-                                 long stride, bool exists) {
-  MergedColumn merged;
-  float weight_compensation = 0.0f;
-  float value_compensation = 0.0f;
+/// In units of the largest one's.
+inline float sum_of_weights(thread const RowStates& row, float largest) {
+  float sum = 0.0f;
+  float compensation = 0.0f;
   for (int i = 0; i < row.count; ++i) {
     const float lse = row.lse(i);
     if (lse == -INFINITY) continue;
-    const float weight = weight_of(lse, largest);
-    const float value = exists ? weighted(float(outs[i * stride]), weight) : 0.0f;
-    compensated_add_special(merged.weight, weight_compensation, weight);
-    compensated_add_special(merged.value, value_compensation, value);
+    compensated_add_special(sum, compensation, weight_of(lse, largest));
   }
-  return merged;
+  return sum;
+}
+
+/// A column of the result: values by their shares of the weights, whose sum is a mean and never out
+/// of range.
+template <typename In>
+inline float merge_column(thread const RowStates& row, float largest, float weight,
+                          device const In* outs, long stride) {
+  float value = 0.0f;
+  float compensation = 0.0f;
+  for (int i = 0; i < row.count; ++i) {
+    const float lse = row.lse(i);
+    if (lse == -INFINITY) continue;
+    const float share = weight_of(lse, largest) / weight;
+    compensated_add_special(value, compensation, weighted(float(outs[i * stride]), share));
+  }
+  return value;
 }
 
 }  // namespace metal_sdpa
@@ -77,15 +82,16 @@ template <typename In, typename Out>
   device Out* out_row = out + args.out_offset + b * args.out_stride.batch +
                         h * args.out_stride.head + i * args.out_stride.row;
   const float largest = largest_lse(row);
-  float weight = 0.0f;
+  const float weight = sum_of_weights(row, largest);
   for (int first = 0; first < int(args.width); first += SDPA_STATES_COLUMNS) {
     const int column = first + int(thread_index);
     const bool exists = column < int(args.width);
-    const MergedColumn merged = merge_column(row, largest, outs_row + (exists ? column : 0),
-                                             args.outs_stride.state, exists);
-    weight = merged.weight;
+    float value = 0.0f;
+    if (exists && weight != 0.0f) {
+      value = merge_column(row, largest, weight, outs_row + column, args.outs_stride.state);
+    }
     metal::threadgroup_barrier(metal::mem_flags::mem_device);
-    if (exists) out_row[column] = Out(weight == 0.0f ? 0.0f : merged.value / weight);
+    if (exists) out_row[column] = Out(value);
   }
   metal::threadgroup_barrier(metal::mem_flags::mem_device);
   if (thread_index != 0) return;

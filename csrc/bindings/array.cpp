@@ -32,6 +32,17 @@ void import_array(Argument argument, PyObject* object, Lifetime lifetime, const 
   } else {
     import_dlpack(argument, object, lifetime, dtypes, array);
   }
+  array.elements = 1;
+  for (int i = 0; i < array.ndim; ++i) array.elements *= array.shape[i];
+}
+
+void refuse_changed(Argument argument, PyObject* object, const Array& array) {
+  if (array.type.framework == Framework::other) return;
+  Array now;
+  import_array(argument, object, Lifetime::borrowed, {"the dtype it had", true}, now);
+  if (now.data == array.data && now.elements == array.elements) return;
+  fail_argument(argument.call, ": ", argument.name,
+                ": its memory changed while other arguments were read");
 }
 
 void init_arrays() {

@@ -25,6 +25,7 @@ struct Array {
   bool empty = false;    ///< an extent is 0; `strides` mean nothing then, and `data` may be null
   DType dtype = DType::f32;
   int ndim = 0;
+  std::int64_t elements = 0;  ///< when it was described
   std::int64_t shape[kMaxDims] = {};
   std::int64_t strides[kMaxDims] = {};  ///< in elements
   std::shared_ptr<void> owner;          ///< keeps the memory alive; null where the call borrows it
@@ -50,6 +51,10 @@ enum class Lifetime { borrowed, owned };
 /// (other devices, sparse layouts, what refuse_hidden_state refuses).
 void import_array(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,
                   Array& array);
+
+/// InvalidArgument where the array has other memory now than when it was described: an object of an
+/// unknown class runs code of the caller's as it is read.
+void refuse_changed(Argument argument, PyObject* object, const Array& array);
 
 /// The two ways in; `array.type` is set.
 void import_numpy(Argument argument, PyObject* object, Lifetime lifetime, const TakenDTypes& dtypes,

@@ -166,6 +166,22 @@ struct ReadyCall {
   const Device* device = nullptr;
 };
 
+void refuse_changed_arrays(const SdpaCall& call, ReadyCall& ready) {
+  SdpaInputs& inputs = ready.inputs;
+  const Array& out = ready.outputs.out.array;
+  bool has_unknown = call.out != nullptr && out.type.framework == Framework::other;
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument, PyObject*, const Array& array, auto, auto&) {
+                   has_unknown = has_unknown || array.type.framework == Framework::other;
+                 });
+  if (!has_unknown) return;
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument argument, PyObject* object, const Array& array, auto, auto&) {
+                   refuse_changed(argument, object, array);
+                 });
+  if (call.out != nullptr) refuse_changed({call.name, "out"}, call.out, out);
+}
+
 void make_ready(const SdpaCall& call, ReadyCall& ready) {
   SdpaInputs& inputs = ready.inputs;
   read_sdpa_inputs(call, inputs);
@@ -178,6 +194,7 @@ void make_ready(const SdpaCall& call, ReadyCall& ready) {
                  [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
                    require_place(call, argument, array, device);
                  });
+  refuse_changed_arrays(call, ready);
   make_outputs(call, device, inputs, ready.outputs);
   require_place(call, {call.name, "out"}, ready.outputs.out.array, device);
 }

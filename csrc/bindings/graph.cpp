@@ -128,6 +128,9 @@ void update(Graph& graph, nb::handle node, const nb::kwargs& changes) {
     return;
   }
   if (changes.size() == 0) fail_argument("update: nothing to change is given");
+  if (changes.contains("kv_seq_len") && changes.contains("kv_lengths")) {
+    fail_argument("update: kv_seq_len: comes without kv_lengths, which are given");
+  }
   Visibility visibility = graph.visibility(index);
   LengthCounts counts;
   for (const auto& [key, value] : changes) apply_change(key, value, visibility, counts);

@@ -53,7 +53,7 @@ constexpr std::array<Parameter, kParameters> kTable{{
      "First slot in use, 0 to S (left padding): an int, or one a sequence. Default: 0."},
     {"query_lengths", &SdpaCall::query_lengths, kInts, "None", "query_lengths",
      "Queries in use, 0 to L: an int, or one a sequence. Default: L. Rows past them see no key and "
-     "cost nothing."},
+     "cost nothing. Where they differ, the kernel goes by the largest."},
     {"key_offset", &SdpaCall::key_offset, "int", "0", "key_offset",
      "Slot j stands at position key_offset + j * key_stride (a shard of the keys); other than 0 "
      "and 1 they want a given q_start."},

@@ -135,8 +135,8 @@ void write(nb::handle k_new, nb::handle v_new, nb::handle k_cache, nb::handle v_
                                  wrap_elements(device, {kCall, "k_cache"}, x.k_cache, offsets[2]),
                                  wrap_elements(device, {kCall, "v_cache"}, x.v_cache, offsets[3]),
                                  slots_buffer(device, slot_array, problem.tokens)};
-  problem.new_k = token_layout(x.k_new, offsets[0]);
-  problem.new_v = token_layout(x.v_new, offsets[1]);
+  problem.k_new = token_layout(x.k_new, offsets[0]);
+  problem.v_new = token_layout(x.v_new, offsets[1]);
   problem.k_cache = page_layout(x, x.k_cache, offsets[2]);
   problem.v_cache = page_layout(x, x.v_cache, offsets[3]);
   without_gil([&] { write_kv(device, operands, problem); });

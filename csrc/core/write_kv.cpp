@@ -145,8 +145,8 @@ WriteKvStrides strides_of(const WriteKvProblem& p, const TokenLayout& tokens,
 
 WriteKvArgs args_of(const WriteKvProblem& p) {
   WriteKvArgs args{};
-  args.k = strides_of(p, p.new_k, p.k_cache);
-  args.v = strides_of(p, p.new_v, p.v_cache);
+  args.k = strides_of(p, p.k_new, p.k_cache);
+  args.v = strides_of(p, p.v_new, p.v_cache);
   args.page_size = p.page_size;
   args.n_slots = p.n_pages * p.page_size;
   args.tokens = static_cast<sdpa_u32>(p.tokens);
@@ -171,8 +171,8 @@ WriteOperands checked_operands(const WriteKvProblem& p, const WriteKvOperands& x
                                const Backend& backend) {
   const TensorView slots{1, 1, p.tokens, 1, {0, 0, 0, 1}, 4};
   WriteOperands operands{
-      WriteOperand{"new_k", &x.new_k, token_view(p, p.new_k, p.head_dim), p.dtype},
-      WriteOperand{"new_v", &x.new_v, token_view(p, p.new_v, p.value_dim), p.dtype},
+      WriteOperand{"k_new", &x.k_new, token_view(p, p.k_new, p.head_dim), p.dtype},
+      WriteOperand{"v_new", &x.v_new, token_view(p, p.v_new, p.value_dim), p.dtype},
       WriteOperand{"slots", &x.slots, slots, DType::i32},
       WriteOperand{"k_cache", &x.k_cache, page_view(p, p.k_cache, p.head_dim), p.dtype, true},
       WriteOperand{"v_cache", &x.v_cache, page_view(p, p.v_cache, p.value_dim), p.dtype, true}};
@@ -188,8 +188,8 @@ DispatchRecord record_of(const KernelRegistry& registry, const WriteKvProblem& p
   Dispatch& dispatch = record.dispatch;
   dispatch.pipeline =
       plan_pipeline(registry, p.dtype == DType::f32 ? "write_kv_32" : "write_kv_16", {});
-  dispatch.bindings = {memory_binding(SDPA_WRITE_KV_BUFFER_NEW_K, x.new_k),
-                       memory_binding(SDPA_WRITE_KV_BUFFER_NEW_V, x.new_v),
+  dispatch.bindings = {memory_binding(SDPA_WRITE_KV_BUFFER_NEW_K, x.k_new),
+                       memory_binding(SDPA_WRITE_KV_BUFFER_NEW_V, x.v_new),
                        memory_binding(SDPA_WRITE_KV_BUFFER_K_CACHE, x.k_cache),
                        memory_binding(SDPA_WRITE_KV_BUFFER_V_CACHE, x.v_cache),
                        memory_binding(SDPA_WRITE_KV_BUFFER_SLOTS, x.slots)};
@@ -220,8 +220,8 @@ void WriteKvProblem::set_packed_layouts() {
   const auto pages = [this](std::int64_t width) {
     return PageLayout{0, page_size * heads * width, heads * width, width};
   };
-  new_k = new_rows(head_dim);
-  new_v = new_rows(value_dim);
+  k_new = new_rows(head_dim);
+  v_new = new_rows(value_dim);
   k_cache = pages(head_dim);
   v_cache = pages(value_dim);
 }

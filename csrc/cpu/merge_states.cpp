@@ -41,30 +41,40 @@ float largest_lse(const RowStates<In>& row) {
   return largest;
 }
 
-/// What the states of a row add up to, at the largest log-sum-exp.
+/// What the states of a row add up to: weights at the largest log-sum-exp, and values by their
+/// shares, whose sum is a mean and never out of range.
 struct Merged {
   float sum = 0;
   float values[kMaxHeadDim];
 };
+
+template <typename In>
+float sum_of_weights(const RowStates<In>& row, float largest) {
+  float sum = 0;
+  float compensation = 0;
+  for (sdpa_i64 i = 0; i < row.count; ++i) {
+    const float lse = row.lse(i);
+    if (lse != -kInfinity) add_compensated(sum, compensation, std::exp(lse - largest));
+  }
+  return sum;
+}
 
 /// An infinite value stays infinite where the weight is too small for a float.
 float weighted(float value, float weight) { return std::isfinite(value) ? value * weight : value; }
 
 template <typename In>
 void merge_row(const RowStates<In>& row, float largest, int width, Merged& merged) {
-  float sum_compensation = 0;
   float compensations[kMaxHeadDim];
-  merged.sum = 0;
+  merged.sum = sum_of_weights(row, largest);
   std::fill(merged.values, merged.values + width, 0.0f);
   std::fill(compensations, compensations + width, 0.0f);
   for (sdpa_i64 i = 0; i < row.count; ++i) {
     const float lse = row.lse(i);
     if (lse == -kInfinity) continue;
-    const float weight = std::exp(lse - largest);
+    const float share = std::exp(lse - largest) / merged.sum;
     const In* out = row.out(i);
-    add_compensated(merged.sum, sum_compensation, weight);
     for (int d = 0; d < width; ++d) {
-      add_compensated(merged.values[d], compensations[d], weighted(load(out + d), weight));
+      add_compensated(merged.values[d], compensations[d], weighted(load(out + d), share));
     }
   }
 }
@@ -72,7 +82,7 @@ void merge_row(const RowStates<In>& row, float largest, int width, Merged& merge
 template <typename Out>
 void write_row(const Merged& merged, float largest, int width, Out* out, float* lse) {
   const bool is_empty = merged.sum == 0;
-  for (int d = 0; d < width; ++d) store(out + d, is_empty ? 0 : merged.values[d] / merged.sum);
+  for (int d = 0; d < width; ++d) store(out + d, is_empty ? 0 : merged.values[d]);
   *lse = is_empty ? -kInfinity : largest + std::log(merged.sum);
 }
 

@@ -16,7 +16,7 @@ _MOST_SLOTS = 2**31 - 1
 def _indices(name: str, value: Any, ndim: tuple[int, ...]) -> NDArray[np.int64]:
     """An index array as int64, whatever framework it is of."""
     array = np.asarray(value)
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":
         raise _core.UnsupportedDType(
             f"write_kv: {name}: dtype {array.dtype}, takes an integer type"
         )
@@ -96,9 +96,9 @@ def write_kv(
 
     A slot or position of -1 leaves its token out. Integer arrays of any framework on the host.
 
-    Errors, before anything is written: InvalidArgument for indices out of range, two equal slots
-    (without check_indices one of the two tokens stays, and what is out of range is left out),
-    shapes that do not fit, caches that are read-only; UnsupportedDType.
+    Errors, before anything is written: InvalidArgument for indices out of range, two equal slots,
+    shapes that do not fit, caches that are read-only; UnsupportedDType. Without check_indices
+    slots are not looked at: of two equal ones one token stays, those out of range are left out.
 
         write_kv(k, v, k_pages, v_pages, slot_mapping=[5, 6, -1])
     """

@@ -6,21 +6,40 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from . import _core
 from ._typing import Array, ArrayT
 
 
 def _stacked(name: str, arrays: Sequence[Any]) -> Any:
-    """One array of several, by the framework's own stack; there is nothing to merge in none."""
+    """One array of several of one framework, dtype and shape, by the framework's own stack."""
     if not arrays:
         raise _core.InvalidArgument(f"merge_states: {name}: is empty, takes one state or more")
-    module = type(arrays[0]).__module__
+    first = arrays[0]
+    for i, array in enumerate(arrays):
+        if type(array) is not type(first) or not hasattr(array, "dtype"):
+            raise _core.InvalidType(
+                f"merge_states: {name}[{i}]: got a {type(array).__name__}, takes arrays of one type"
+            )
+        if array.dtype != first.dtype:
+            raise _core.UnsupportedDType(
+                f"merge_states: {name}[{i}]: dtype {array.dtype}, but {name}[0] has {first.dtype}"
+            )
+        if tuple(array.shape) != tuple(first.shape):
+            raise _core.InvalidArgument(
+                f"merge_states: {name}[{i}]: shape {tuple(array.shape)}, but {name}[0] has "
+                f"{tuple(first.shape)}"
+            )
+    return _stack_of(first)(list(arrays))
+
+
+def _stack_of(array: Any) -> Any:
+    module = type(array).__module__
     for prefix, stack_from in (("jax", "jax.numpy"), ("mlx", "mlx.core"), ("torch", "torch")):
         if module.startswith(prefix):
-            return sys.modules[stack_from].stack(list(arrays))
-    import numpy as np
-
-    return np.stack(arrays)
+            return sys.modules[stack_from].stack
+    return np.stack
 
 
 def merge_states(

@@ -45,14 +45,14 @@ Write make_write(const Device& device, DType dtype, bool heads_first, std::mt199
                           : PageLayout{1, p.heads * p.page_size * row, p.heads * row, row};
   p.v_cache = p.k_cache;
   p.v_cache.offset += p.head_dim + 1;
-  p.new_k = {3, p.head_dim, p.tokens * p.head_dim};
-  p.new_v = {0, p.heads * (p.value_dim + 1), p.value_dim + 1};
+  p.k_new = {3, p.head_dim, p.tokens * p.head_dim};
+  p.v_new = {0, p.heads * (p.value_dim + 1), p.value_dim + 1};
   WriteKvOperands& x = write.operands;
   x.k_cache = x.v_cache = device.empty({p.n_pages * p.page_size * p.heads * row + 4}, dtype);
-  x.new_k = device.empty({3 + p.tokens * p.heads * p.head_dim}, dtype);
-  x.new_v = device.empty({p.tokens * p.heads * (p.value_dim + 1)}, dtype);
+  x.k_new = device.empty({3 + p.tokens * p.heads * p.head_dim}, dtype);
+  x.v_new = device.empty({p.tokens * p.heads * (p.value_dim + 1)}, dtype);
   x.slots = device.empty({p.tokens}, DType::i32);
-  for (const Buffer* buffer : {&x.k_cache, &x.new_k, &x.new_v}) fill_random(*buffer, rng);
+  for (const Buffer* buffer : {&x.k_cache, &x.k_new, &x.v_new}) fill_random(*buffer, rng);
   std::vector<std::int32_t> order(static_cast<std::size_t>(p.n_pages * p.page_size));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), rng);
@@ -90,8 +90,8 @@ std::vector<std::uint8_t> expected(const Write& write, std::vector<std::uint8_t>
       }
     }
   };
-  put(write.operands.new_k, p.new_k, p.k_cache, p.head_dim);
-  put(write.operands.new_v, p.new_v, p.v_cache, p.value_dim);
+  put(write.operands.k_new, p.k_new, p.k_cache, p.head_dim);
+  put(write.operands.v_new, p.v_new, p.v_cache, p.value_dim);
   return cache;
 }
 
@@ -160,15 +160,15 @@ TEST_CASE("bad writes are refused by name, and nothing is written") {
   CHECK(refusal("heads: 0", [](Write& w) { w.problem.heads = 0; }) == kBad);
   CHECK(refusal("n_pages: 1000000000", [](Write& w) { w.problem.n_pages = 1000000000; }) == kBad);
   CHECK(refusal("k_cache: elements", [](Write& w) { w.problem.n_pages = 6; }) == kBad);
-  CHECK(refusal("new_k: elements", [](Write& w) { w.problem.new_k.offset = 4; }) == kBad);
+  CHECK(refusal("k_new: elements", [](Write& w) { w.problem.k_new.offset = 4; }) == kBad);
   CHECK(refusal("v_cache: overlaps k_cache", [](Write& w) {
           --w.problem.v_cache.offset;
           --w.problem.v_cache.offset;
         }) == kBad);
   CHECK(refusal("k_cache: its strides make", [](Write& w) { w.problem.k_cache.slot_stride = 1; }) ==
         kBad);
-  CHECK(refusal("k_cache: overlaps new_k",
-                [](Write& w) { w.operands.new_k = w.operands.k_cache; }) == kBad);
+  CHECK(refusal("k_cache: overlaps k_new",
+                [](Write& w) { w.operands.k_new = w.operands.k_cache; }) == kBad);
   CHECK(refusal("slots: elements 0 to 10",
                 [&](Write& w) { w.operands.slots = device.empty({10}, DType::i32); }) == kBad);
   CHECK(refusal("slots: dtype f32, takes i32", [&](Write& w) {

@@ -270,6 +270,36 @@ def test_a_lowest_finite_bias_is_a_number(target: Target) -> None:
     np.testing.assert_allclose(out[0, 0, 1], alone[0, 0, 0], atol=1e-6)
 
 
+def test_a_sink_beside_lowest_biases_takes_the_row(target: Target) -> None:
+    """Padding of eager models: the lowest number in a mask, and a sink of ordinary size."""
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((1, 2, 70, 16), np.float32) for _ in range(3))
+    mask = np.full((70, 70), np.finfo(np.float32).min)
+    mask[5:, :9] = 0
+    sinks = np.array([-3.0, 1e4], np.float32)
+    call = {"sinks": sinks, "return_lse": True, "device": target.device()}
+    out, lse = metal_sdpa.sdpa(q, k, v, mask=mask, **call)
+    assert not bits(out[:, :, :5]).any()
+    assert (lse[0, :, :5] == sinks[:, None]).all()
+    seen, seen_lse = metal_sdpa.sdpa(q[:, :, 5:], k[:, :, :9], v[:, :, :9], **call)
+    np.testing.assert_allclose(out[:, :, 5:], seen, atol=1e-6)
+    np.testing.assert_allclose(lse[:, :, 5:], seen_lse, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [False, True, 0.0, -np.inf, 1.5])
+def test_masks_whose_key_axis_is_broadcast(target: Target, value: float) -> None:
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((1, 2, 70, 16), np.float32) for _ in range(3))
+    column = np.full((70, 1), value, bool if isinstance(value, bool) else np.float32)
+    column[::3] = True if isinstance(value, bool) else 0
+    whole = np.repeat(column, 70, axis=1)
+    device = target.device()
+    np.testing.assert_array_equal(
+        metal_sdpa.sdpa(q, k, v, mask=column, device=device),
+        metal_sdpa.sdpa(q, k, v, mask=whole, device=device),
+    )
+
+
 def test_a_row_without_a_key_is_zero_and_its_lse_the_sink(target: Target) -> None:
     q = np.ones((2, 2, 3, 8), np.float32)
     hidden = np.zeros((2, 1, 3, 3), bool)

@@ -215,6 +215,8 @@ def test_update_takes_lengths_up_to_the_capacity(device: Device) -> None:
             graph.update(0, kv_seq_len=length)
     with pytest.raises(metal_sdpa.InvalidArgument, match="update: node"):
         graph.update(1, kv_seq_len=2)
+    with pytest.raises(metal_sdpa.InvalidArgument, match="kv_seq_len: comes without kv_lengths"):
+        graph.update(0, kv_seq_len=2, kv_lengths=1)
     assert graph.nodes[0].kv_seq_len == 1
     arena = Arena.of(device)
     other = record(arena, [(Mean(1, 1, 2), OpKind.elem_add)])

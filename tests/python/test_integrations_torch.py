@@ -113,6 +113,20 @@ def test_torchs_meaning_of_arguments() -> None:
         close(ours(*arguments, **keywords), theirs(*arguments, **keywords), "float32")
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (1, 7), (5, 1), (2, 1, 5, 7), (3, 1, 4, 5, 7)])
+def test_masks_of_any_rank_beside_five_dimensions(shape: tuple[int, ...]) -> None:
+    import torch
+
+    from metal_sdpa.integrations.torch import scaled_dot_product_attention
+
+    torch.manual_seed(5)
+    q, k, v = (torch.randn(3, 2, 4, n, 8) for n in (5, 7, 7))
+    mask = torch.randn(shape)
+    got = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_refused() -> None:
     import torch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import metal_sdpa
-from metal_sdpa import InvalidArgument, UnsupportedDType, merge_states, sdpa
+from metal_sdpa import InvalidArgument, InvalidType, UnsupportedDType, merge_states, sdpa
 
 RANGES = ((0, 7), (7, 7), (7, 40), (40, 41))
 
@@ -76,6 +76,32 @@ def test_a_state_may_be_the_output():
     merged, _ = merge_states(outs, lses, out=outs[1])
     np.testing.assert_array_equal(merged, apart)
     np.testing.assert_array_equal(outs[1], apart)
+
+
+def test_values_near_the_largest_float_have_a_mean():
+    outs = np.full((2, 1, 4), 3e38, np.float32)
+    outs[1] = -2e38
+    out, _ = merge_states(outs, np.zeros((2, 1), np.float32))
+    np.testing.assert_allclose(out, 0.5e38, rtol=1e-6)
+    out, lse = merge_states(np.full((5, 2), 3.4e38, np.float32), np.zeros(5, np.float32))
+    np.testing.assert_allclose(out, 3.4e38, rtol=1e-6)
+    np.testing.assert_allclose(lse, np.log(5), rtol=1e-6)
+
+
+def test_lists_are_of_one_type_dtype_and_shape():
+    f32, f16 = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float16)
+    lse = np.zeros(2, np.float32)
+    with pytest.raises(UnsupportedDType, match=r"outs\[1\]: dtype float16, but outs\[0\] has"):
+        merge_states([f32, f16], [lse, lse])
+    with pytest.raises(UnsupportedDType, match=r"lses\[1\]: dtype float16"):
+        merge_states([f16, f16], [lse, lse.astype(np.float16)])
+    with pytest.raises(UnsupportedDType, match=r"outs\[1\]: dtype uint16"):
+        merge_states([f16, f16.view(np.uint16)], [lse, lse])
+    with pytest.raises(InvalidArgument, match=r"outs\[1\]: shape \(1, 4\), but outs\[0\]"):
+        merge_states([f32, f32[:1]], [lse, lse])
+    for other in (None, [[0.0] * 4] * 2):
+        with pytest.raises(InvalidType, match=r"outs\[1\]: got a"):
+            merge_states([f32, other], [lse, lse])
 
 
 def test_what_saw_nothing_counts_for_nothing():

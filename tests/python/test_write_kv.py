@@ -74,7 +74,8 @@ def test_strided_new_rows_and_none_at_all():
     want = expected(both, "NHD", k[::-2], v[::-2], [1, 2, 3])
     write_kv(k[::-2], v[::-2], k_cache, v_cache, slot_mapping=[1, 2, 3])
     np.testing.assert_array_equal(both, want)
-    write_kv(k[:0], v[:0], k_cache, v_cache, slot_mapping=np.zeros(0, np.int32))
+    for none in ([], np.zeros(0, np.int32)):
+        write_kv(k[:0], v[:0], k_cache, v_cache, slot_mapping=none)
     np.testing.assert_array_equal(both, want)
 
 

@@ -100,6 +100,9 @@ inline void finish_row(const NativeLaunch& launch, const RowPlace& row, const Ro
       needs_lone_row({state.reference, state.sum, all_finite(state.numerators, width), sees_keys});
   if (is_lone) return finish_lone_row<T>(launch, row, stop);
   if (rule.is_swallowed(state.reference)) {
+    // Beside a sink in range such keys have no weight at all.
+    const float sink = has_sink ? head_sink(launch, args, row.h) : -kInfinity;
+    if (sink > -0x1p100f) return write_row<T>(launch, row, {kZeroRow, 1, 1, sink});
     float bias;
     if (has_sink || !rule.has_one_bias(row.h, row.i, keys, state.reference, bias)) {
       return finish_lone_row<T>(launch, row, stop);

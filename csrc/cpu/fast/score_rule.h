@@ -83,6 +83,7 @@ class ScoreRule {
     const sdpa_i64 step = args_.mask_stride.key;
     const int per_word = 8 / element_size_;
     int end = n_keys;
+    if (step == 0) return n_keys > least && hides(entries) ? least : n_keys;
     if (step == 1) {
       for (; end - least >= per_word; end -= per_word) {
         std::uint64_t word;
@@ -183,7 +184,9 @@ class ScoreRule {
   }
 
   bool are_all_true(const char* from, int n_keys) const {
-    if (args_.mask_kind != SDPA_ELEMENT_BOOL || args_.mask_stride.key != 1) return false;
+    if (args_.mask_kind != SDPA_ELEMENT_BOOL) return false;
+    if (args_.mask_stride.key == 0) return from[0] != 0;
+    if (args_.mask_stride.key != 1) return false;
     int n_false = 0;
     for (int j = 0; j < n_keys; ++j) n_false += from[j] == 0 ? 1 : 0;
     return n_false == 0;

@@ -27,7 +27,7 @@ struct PageLayout {
   std::int64_t head_stride = 0;
 };
 
-/// new_k [T, Hkv, D] and new_v [T, Hkv, Dv] go to slots [T] of k_cache [n_pages, page_size, Hkv, D]
+/// k_new [T, Hkv, D] and v_new [T, Hkv, Dv] go to slots [T] of k_cache [n_pages, page_size, Hkv, D]
 /// and v_cache [n_pages, page_size, Hkv, Dv]; slot = page * page_size + place in it. A contiguous
 /// cache [B, S, Hkv, D] is one of B pages of S slots. A slot of -1 leaves its token out.
 struct METAL_SDPA_API WriteKvProblem {
@@ -38,7 +38,7 @@ struct METAL_SDPA_API WriteKvProblem {
   std::int64_t value_dim = 1;
   std::int64_t n_pages = 1;
   std::int64_t page_size = 1;
-  TokenLayout new_k, new_v;
+  TokenLayout k_new, v_new;
   PageLayout k_cache, v_cache;
   /// Whether slots are looked at when the call is made. A replay reads them anew, unchecked: one
   /// out of range is left out, of two equal ones either may win.
@@ -49,7 +49,7 @@ struct METAL_SDPA_API WriteKvProblem {
 };
 
 struct WriteKvOperands {
-  Buffer new_k, new_v, k_cache, v_cache;
+  Buffer k_new, v_new, k_cache, v_cache;
   Buffer slots;  ///< i32 [T]
 };
 
@@ -66,7 +66,7 @@ METAL_SDPA_API void encode_write_kv(CommandEncoder& encoder, const KernelRegistr
 ///   write.tokens = 3;  write.heads = 8;  write.head_dim = write.value_dim = 128;
 ///   write.n_pages = 100;  write.page_size = 16;
 ///   write.set_packed_layouts();
-///   write_kv(device, {new_k, new_v, k_cache, v_cache, slots}, write);
+///   write_kv(device, {k_new, v_new, k_cache, v_cache, slots}, write);
 METAL_SDPA_API void write_kv(const Device& device, const WriteKvOperands& operands,
                              const WriteKvProblem& problem);
 

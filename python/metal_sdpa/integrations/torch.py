@@ -91,4 +91,5 @@ def _mask(mask: Tensor, lead: list[int]) -> Tensor:
     """The mask over [B, H, L, S]; up to four dimensions broadcast by themselves."""
     if len(lead) <= 2:
         return mask
-    return mask.expand(*lead, *mask.shape[-2:]).flatten(0, -4)
+    rows = mask if mask.dim() >= 2 else mask.reshape(1, -1)
+    return rows.expand(*lead, *rows.shape[-2:]).flatten(0, -4)
