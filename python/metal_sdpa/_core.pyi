@@ -1088,7 +1088,7 @@ def sdpa(
                     matter, whatever bits they hold.
       kv_starts     First slot in use, 0 to S (left padding): an int, or one a sequence. Default: 0.
       query_lengths Queries in use, 0 to L: an int, or one a sequence. Default: L. Rows past them see no
-                    key and cost nothing.
+                    key and cost nothing. Where they differ, the kernel goes by the largest.
       key_offset    Slot j stands at position key_offset + j * key_stride (a shard of the keys); other
                     than 0 and 1 they want a given q_start.
       key_stride    See key_offset; 1 or more.
