@@ -62,6 +62,7 @@ METAL_SDPA_EMULATED __m512i _mm512_set1_epi32(int x) {
 METAL_SDPA_EMULATED __m512i _mm512_set1_epi16(short x) {
   return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)};
 }
+#undef _mm512_setr_epi32
 METAL_SDPA_EMULATED __m512i _mm512_setr_epi32(int a, int b, int c, int d, int e, int f, int g,
                                               int h, int i, int j, int k, int l, int m, int n,
                                               int o, int p) {
