@@ -12,6 +12,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
                          -mprefer-vector-width=512)
   set(_fast_flags_avx512_bf16 ${_fast_flags_avx512} -mavx512bf16)
   set(_fast_flags_avx512_amx ${_fast_flags_avx512_bf16} -mamx-tile -mamx-bf16)
+  if(METAL_SDPA_EMULATE_AVX512)
+    set(_fast_flags_avx512 ${_fast_flags_avx2} -O2
+                           -include "${PROJECT_SOURCE_DIR}/tests/emulated/avx512.h")
+    set(_fast_flags_avx512_bf16 ${_fast_flags_avx512} -DMETAL_SDPA_EMULATE_AVX512_BF16)
+    target_compile_definitions(metal_sdpa PRIVATE METAL_SDPA_EMULATE_AVX512)
+  endif()
   set(_fast_kernels_avx512_amx sdpa_prefill_kernel.cpp)
   if(METAL_SDPA_DEVELOPER)
     # So that tests take the same ways on processors without AMX.

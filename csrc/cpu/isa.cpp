@@ -104,12 +104,17 @@ bool isa_supported(Isa isa) noexcept {
   // These ask for the operating system's support of the registers, too.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
+#if defined(METAL_SDPA_EMULATE_AVX512)
+  const bool avx512 = avx2;
+  const bool avx512_bf16 = avx2;
+#else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
-  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::avx512_bf16) return avx512_bf16;
   if (isa == Isa::avx512_amx) return avx512_bf16 && has_amx();
 #if defined(METAL_SDPA_EMULATE_AMX)
