@@ -182,7 +182,9 @@ void compare(const FuzzCase& c, CaseMemory& memory) {
     const int threads = is_same ? c.options.threads % 3 + 1 : 1;
     if (!comparison.run(isa, c.problem.kernel, threads)) continue;
     comparison.check();
-    if (is_same && comparison.results() != by_way) {
+    // A row that shares a tile with hidden values that are not finite is attended by itself, within
+    // the bound; which rows share one hangs on the number of threads.
+    if (is_same && c.v_values != Values::wild && comparison.results() != by_way) {
       fail_case("the bits depend on the way or on the number of threads");
     }
   }
