@@ -29,7 +29,7 @@ from metal_table import METAL_MUTANTS
 from queue_table import QUEUE_MUTANTS
 from workshop import TREE, BuildError, Workshop
 
-TEST_SECONDS = 120
+TEST_SECONDS = 300
 
 
 def try_mutant(mutant: Mutant, workshop: Workshop) -> str:
