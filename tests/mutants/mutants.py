@@ -24,7 +24,7 @@ from binding_table import BINDING_MUTANTS
 from core_table import CORE_MUTANTS
 from cpu_table import CPU_MUTANTS
 from fault import FaultError, Mutant, plant, restore
-from feature_table import HOST_MUTANTS, KERNEL_MUTANTS, SHADER_MUTANTS
+from feature_table import BAND_MUTANTS, HOST_MUTANTS, KERNEL_MUTANTS, SHADER_MUTANTS
 from metal_table import METAL_MUTANTS
 from queue_table import QUEUE_MUTANTS
 from workshop import TREE, BuildError, Workshop
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         + QUEUE_MUTANTS
         + HOST_MUTANTS
         + SHADER_MUTANTS
-        + ((CPU_MUTANTS + KERNEL_MUTANTS + BINDING_MUTANTS) if wants_all else ())
+        + ((CPU_MUTANTS + BAND_MUTANTS + KERNEL_MUTANTS + BINDING_MUTANTS) if wants_all else ())
     )
     mutants = [mutant for mutant in table if options.only in mutant.name]
     if options.list:
