@@ -134,8 +134,11 @@ def main(arguments: Sequence[str]) -> int:
         + METAL_MUTANTS
         + QUEUE_MUTANTS
         + HOST_MUTANTS
-        + SHADER_MUTANTS
-        + ((CPU_MUTANTS + BAND_MUTANTS + KERNEL_MUTANTS + BINDING_MUTANTS) if wants_all else ())
+        + (
+            (CPU_MUTANTS + BAND_MUTANTS + KERNEL_MUTANTS + SHADER_MUTANTS + BINDING_MUTANTS)
+            if wants_all
+            else ()
+        )
     )
     mutants = [mutant for mutant in table if options.only in mutant.name]
     if options.list:
