@@ -2,9 +2,9 @@
 #include "metal_sdpa/merge_states.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "core/direct_bindings.h"
 #include "core/encoder_state.h"
 #include "core/layout.h"
 #include "core/registry.h"
@@ -189,15 +189,6 @@ MergeArgs args_of(const MergeProblem& p) {
   return args;
 }
 
-DispatchBinding memory_binding(std::uint32_t index, const Buffer& buffer) {
-  DispatchBinding binding;
-  binding.index = index;
-  binding.storage = buffer.storage();
-  binding.byte_offset = buffer.byte_offset();
-  binding.byte_len = buffer.byte_len();
-  return binding;
-}
-
 DispatchRecord record_of(const KernelRegistry& registry, const MergeProblem& p,
                          const MergeOperands& x, const CheckedRanges& ranges) {
   DispatchRecord record;
@@ -208,13 +199,8 @@ DispatchRecord record_of(const KernelRegistry& registry, const MergeProblem& p,
   dispatch.bindings = {memory_binding(SDPA_STATES_BUFFER_OUTS, x.outs),
                        memory_binding(SDPA_STATES_BUFFER_LSES, x.lses),
                        memory_binding(SDPA_STATES_BUFFER_OUT, x.out),
-                       memory_binding(SDPA_STATES_BUFFER_LSE, x.lse)};
-  const MergeArgs args = args_of(p);
-  DispatchBinding& inlined = dispatch.bindings.emplace_back();
-  inlined.index = SDPA_STATES_BUFFER_ARGS;
-  inlined.byte_len = sizeof(args);
-  inlined.bytes.resize(sizeof(args));
-  std::memcpy(inlined.bytes.data(), &args, sizeof(args));
+                       memory_binding(SDPA_STATES_BUFFER_LSE, x.lse),
+                       args_binding(SDPA_STATES_BUFFER_ARGS, args_of(p))};
   dispatch.threadgroups = {static_cast<std::uint32_t>(p.batch), static_cast<std::uint32_t>(p.heads),
                            static_cast<std::uint32_t>(p.rows)};
   dispatch.threadgroup_size = {SDPA_STATES_COLUMNS, 1, 1};

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <vector>
 
+#include "core/direct_bindings.h"
 #include "core/encoder_state.h"
 #include "core/layout.h"
 #include "core/registry.h"
@@ -156,15 +156,6 @@ WriteKvArgs args_of(const WriteKvProblem& p) {
   return args;
 }
 
-DispatchBinding memory_binding(std::uint32_t index, const Buffer& buffer) {
-  DispatchBinding binding;
-  binding.index = index;
-  binding.storage = buffer.storage();
-  binding.byte_offset = buffer.byte_offset();
-  binding.byte_len = buffer.byte_len();
-  return binding;
-}
-
 using WriteOperands = std::array<WriteOperand, 5>;
 
 WriteOperands checked_operands(const WriteKvProblem& p, const WriteKvOperands& x,
@@ -192,13 +183,8 @@ DispatchRecord record_of(const KernelRegistry& registry, const WriteKvProblem& p
                        memory_binding(SDPA_WRITE_KV_BUFFER_NEW_V, x.v_new),
                        memory_binding(SDPA_WRITE_KV_BUFFER_K_CACHE, x.k_cache),
                        memory_binding(SDPA_WRITE_KV_BUFFER_V_CACHE, x.v_cache),
-                       memory_binding(SDPA_WRITE_KV_BUFFER_SLOTS, x.slots)};
-  const WriteKvArgs args = args_of(p);
-  DispatchBinding& inlined = dispatch.bindings.emplace_back();
-  inlined.index = SDPA_WRITE_KV_BUFFER_ARGS;
-  inlined.byte_len = sizeof(args);
-  inlined.bytes.resize(sizeof(args));
-  std::memcpy(inlined.bytes.data(), &args, sizeof(args));
+                       memory_binding(SDPA_WRITE_KV_BUFFER_SLOTS, x.slots),
+                       args_binding(SDPA_WRITE_KV_BUFFER_ARGS, args_of(p))};
   dispatch.threadgroups = {static_cast<std::uint32_t>(p.tokens),
                            static_cast<std::uint32_t>(p.heads), 1};
   dispatch.threadgroup_size = {SDPA_WRITE_KV_THREADS, 1, 1};
