@@ -13,24 +13,15 @@ constexpr std::string_view kYes{};
 
 const std::vector<SupportedFeature>& supported_features() {
   static const auto* const features = new std::vector<SupportedFeature>{
-      {"f32", kYes, kYes},
-      {"f16", kYes, kYes},
-      {"bf16", kYes, kYes},
-      {"causal", kYes, kYes},
-      {"q_start", kYes, kYes},
-      {"kv_lengths", kYes, kYes},
-      {"return_lse", kYes, kYes},
-      {"grouped_queries", kYes, kYes},
-      {"strides", kYes, kYes},
-      {"mask", kYes, kYes},
-      {"window", kYes, kYes},
-      {"softcap", kYes, kYes},
-      {"sinks", kYes, kYes},
-      {"alibi_slopes", kYes, kYes},
-      {"kv_starts", kYes, kYes},
-      {"query_lengths", kYes, kYes},
-      {"key_offset", kYes, kYes},
-      {"out_f32", kYes, kYes},
+      {"f32", kYes, kYes},        {"f16", kYes, kYes},
+      {"bf16", kYes, kYes},       {"causal", kYes, kYes},
+      {"q_start", kYes, kYes},    {"kv_lengths", kYes, kYes},
+      {"return_lse", kYes, kYes}, {"grouped_queries", kYes, kYes},
+      {"strides", kYes, kYes},    {"mask", kYes, kYes},
+      {"window", kYes, kYes},     {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},      {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},  {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes}, {"out_f32", kYes, kYes},
   };
   return *features;
 }

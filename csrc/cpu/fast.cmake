@@ -1,5 +1,6 @@
 # The fast kernel families. Every *_kernel.cpp here is compiled once for each instruction set, into a
 # namespace of that name; what chooses among them is compiled with the flags of everything else.
+# METAL_SDPA_ISAS leaves instruction sets out of builds that only test something else.
 
 set(_fast "${CMAKE_CURRENT_LIST_DIR}/fast")
 
@@ -35,13 +36,29 @@ else()
   return()  # no_fast.cpp stays
 endif()
 
+# Those that the build holds; missing_kernels.cpp stands in for the others.
+if(METAL_SDPA_ISAS STREQUAL "all")
+  set(_held_isas ${_fast_isas})
+elseif(METAL_SDPA_ISAS STREQUAL "runnable" AND CMAKE_CROSSCOMPILING)
+  set(_held_isas ${_fast_isas})
+elseif(METAL_SDPA_ISAS STREQUAL "runnable")
+  include(RunnableIsas)
+  metal_sdpa_runnable_isas(_held_isas)
+else()
+  list(GET _fast_isas 0 _least_isa)
+  set(_held_isas ${_least_isa} ${METAL_SDPA_ISAS})
+endif()
+list(JOIN _held_isas "," _held_text)
+set_source_files_properties(csrc/cpu/isa.cpp PROPERTIES
+  COMPILE_DEFINITIONS "METAL_SDPA_ISAS=\"${_held_text}\"")
+
 # no_fast.cpp stands in for fast/ where the processor is none of these.
 get_target_property(_sources metal_sdpa SOURCES)
 list(FILTER _sources EXCLUDE REGEX "/no_fast\\.cpp$")
 set_property(TARGET metal_sdpa PROPERTY SOURCES ${_sources})
 
 file(GLOB _fast_sources CONFIGURE_DEPENDS "${_fast}/*.cpp")
-list(FILTER _fast_sources EXCLUDE REGEX "_kernel\\.cpp$|/kernel_tables_[^/]*$")
+list(FILTER _fast_sources EXCLUDE REGEX "_kernels?\\.cpp$|/kernel_tables_[^/]*$")
 target_sources(metal_sdpa PRIVATE ${_fast_sources} "${_fast}/${_fast_tables}")
 
 file(GLOB _fast_kernels CONFIGURE_DEPENDS "${_fast}/*_kernel.cpp")
@@ -50,6 +67,9 @@ foreach(isa IN LISTS _fast_isas)
   set(_kernels ${_fast_kernels})
   if(DEFINED _fast_kernels_${isa})  # what others lend it is left out
     list(TRANSFORM _fast_kernels_${isa} PREPEND "${_fast}/" OUTPUT_VARIABLE _kernels)
+  endif()
+  if(NOT isa IN_LIST _held_isas)
+    set(_kernels "${_fast}/missing_kernels.cpp")
   endif()
   add_library(${_target} OBJECT ${_kernels})
   metal_sdpa_compile_options(${_target})

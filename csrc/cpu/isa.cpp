@@ -32,6 +32,21 @@ constexpr std::array<NamedIsa, 8> kIsas{{{Isa::baseline, "baseline"},
                                          {Isa::neon, "neon"},
                                          {Isa::neon_bf16, "neon_bf16"}}};
 
+/// Whether the build holds kernels for it: METAL_SDPA_ISAS names them, with commas between. Where
+/// it is not set all are there that the processor may have.
+bool is_built([[maybe_unused]] Isa isa) noexcept {
+#if defined(METAL_SDPA_ISAS)
+  constexpr std::string_view kBuilt = "," METAL_SDPA_ISAS ",";
+  const std::string_view name = isa_name(isa);
+  for (std::size_t at = kBuilt.find(name); at != kBuilt.npos; at = kBuilt.find(name, at + 1)) {
+    if (kBuilt[at - 1] == ',' && kBuilt[at + name.size()] == ',') return true;
+  }
+  return false;
+#else
+  return true;
+#endif
+}
+
 #if defined(__aarch64__)
 bool has_arm_bf16() noexcept {
 #if defined(__linux__)
@@ -100,6 +115,7 @@ std::optional<Isa> isa_from_name(std::string_view name) noexcept {
 
 bool isa_supported(Isa isa) noexcept {
   if (isa == Isa::baseline) return true;
+  if (!is_built(isa)) return false;
 #if defined(__x86_64__)
   // These ask for the operating system's support of the registers, too.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

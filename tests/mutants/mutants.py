@@ -55,6 +55,12 @@ def targets_of(mutants: Sequence[Mutant]) -> list[str]:
     return sorted({"stage" if program.endswith(".py") else program for program in programs})
 
 
+def isas_of(mutants: Sequence[Mutant]) -> str:
+    """What METAL_SDPA_ISAS has to be: kernels are compiled for long where no fault is in them."""
+    edits = [edit for mutant in mutants for edit in mutant.edits]
+    return "runnable" if any("csrc/cpu/fast" in edit.path for edit in edits) else "baseline"
+
+
 def check_baseline(mutants: Sequence[Mutant], workshop: Workshop) -> list[str]:
     """What is wrong with the named tests before any fault is planted."""
     problems = []
@@ -101,7 +107,12 @@ def run(mutants: Sequence[Mutant], directory: Path, jobs: int) -> int:
     cores = os.cpu_count() or 2
     targets = targets_of(mutants)
     shops = [
-        Workshop(directory / str(i), max(1, cores // jobs), python="stage" in targets)
+        Workshop(
+            directory / str(i),
+            max(1, cores // jobs),
+            python="stage" in targets,
+            isas=isas_of(mutants),
+        )
         for i in range(jobs)
     ]
     prepared(shops[0], targets, cores)

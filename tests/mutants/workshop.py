@@ -63,13 +63,19 @@ class Workshop:
     """A copy of the sources and its build of a preset; `jobs` compilers at once."""
 
     def __init__(
-        self, directory: Path, jobs: int, python: bool = False, preset: str = "software-metal"
+        self,
+        directory: Path,
+        jobs: int,
+        python: bool = False,
+        preset: str = "software-metal",
+        isas: str = "runnable",
     ) -> None:
         self.tree = directory / "tree"
         self.build = directory / "build"
         self.jobs = jobs
         self.python = python
         self.preset = preset
+        self.isas = isas
 
     def refresh(self) -> None:
         """Copies what differs from the tree, so that an old build is used as far as it holds."""
@@ -94,6 +100,7 @@ class Workshop:
         """
         command = ["cmake", "--preset", self.preset, "-S", str(self.tree), "-B"]
         command += [str(self.build), "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -w"]
+        command += [f"-DMETAL_SDPA_ISAS={self.isas}"]
         command += [f"-DMETAL_SDPA_CACHE_DIR={TREE / '.cache'}"]
         command += [f"-DMETAL_SDPA_PYTHON={'ON' if self.python else 'OFF'}"]
         command += [f"-DPython_EXECUTABLE={sys.executable}"]

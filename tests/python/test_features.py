@@ -279,7 +279,7 @@ def test_a_sink_beside_lowest_biases_takes_the_row(target: Target) -> None:
     sinks = np.array([-3.0, 1e4], np.float32)
     call = {"sinks": sinks, "return_lse": True, "device": target.device()}
     out, lse = metal_sdpa.sdpa(q, k, v, mask=mask, **call)
-    assert not bits(out[:, :, :5]).any()
+    assert (out[:, :, :5] == 0).all()  # of either sign: values times weights too small for a float
     assert (lse[0, :, :5] == sinks[:, None]).all()
     seen, seen_lse = metal_sdpa.sdpa(q[:, :, 5:], k[:, :, :9], v[:, :, :9], **call)
     np.testing.assert_allclose(out[:, :, 5:], seen, atol=1e-6)

@@ -30,13 +30,13 @@ struct Faults {
   unsigned delay_us = 0;
 };
 
-// SOFTWARE_METAL_SEED is a number or "random". Where it is set the seed is printed, so that a
-// failed run can be had again; without it every run has seed 1.
+// SOFTWARE_METAL_SEED is a number or "random", which is printed so that a failed run can be had
+// again; without it every run has seed 1.
 std::uint64_t seed_of_environment() {
   const char* text = std::getenv("SOFTWARE_METAL_SEED");
   if (text == nullptr) return 1;
-  const bool random = std::strcmp(text, "random") == 0;
-  const std::uint64_t seed = random ? std::random_device{}() : std::strtoull(text, nullptr, 0);
+  if (std::strcmp(text, "random") != 0) return std::strtoull(text, nullptr, 0);
+  const std::uint64_t seed = std::random_device{}();
   std::fprintf(stderr, "software Metal: SOFTWARE_METAL_SEED=%llu\n",
                static_cast<unsigned long long>(seed));
   return seed;
