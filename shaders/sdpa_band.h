@@ -11,6 +11,8 @@ struct SdpaSequence {
   sdpa_i64 kv_len;     ///< one past the last slot in use, 0 to S
   sdpa_i64 kv_start;   ///< first slot in use, 0 to S
   sdpa_i64 query_len;  ///< rows in use, 0 to L; later ones see nothing
+  sdpa_i64 q_row;      ///< where packed rows begin in q, out, lse and the mask; else 0
+  sdpa_i64 key_begin;  ///< where packed rows begin in k and v, or the table's first entry; else 0
 };
 
 /// What every sequence has in common: how far a query sees, in positions, and where slots stand.
@@ -78,7 +80,7 @@ SDPA_SHARED SdpaBand sdpa_band_of_all(SdpaSequence sequence, SdpaWindow window, 
   return band;
 }
 
-SDPA_SHARED_ASSERT(sizeof(SdpaSequence) == 32, "four 64-bit fields");
+SDPA_SHARED_ASSERT(sizeof(SdpaSequence) == 48, "six 64-bit fields");
 SDPA_SHARED_ASSERT(sizeof(SdpaWindow) == 32, "four 64-bit fields");
 
 #endif  // METAL_SDPA_SDPA_BAND_H

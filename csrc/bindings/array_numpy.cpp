@@ -56,8 +56,8 @@ bool find_dtype(const ArrayInterface& interface, PyObject* object, const TakenDT
       dtype = size == 4 ? DType::u32 : size == 2 ? DType::u16 : DType::u8;
       return size == 4 || size == 2 || size == 1;
     case 'i':
-      dtype = DType::i32;
-      return size == 4;
+      dtype = size == 8 ? DType::i64 : DType::i32;
+      return size == 8 || size == 4;
     case 'V':
       dtype = DType::bf16;
       return size == 2 && is_bfloat16(object);

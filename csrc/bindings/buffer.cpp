@@ -30,6 +30,8 @@ const char* typestr(DType dtype) {
       return "<u4";
     case DType::i32:
       return "<i4";
+    case DType::i64:
+      return "<i8";
   }
   return "";
 }

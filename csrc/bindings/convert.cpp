@@ -69,7 +69,7 @@ constexpr DTypeName kDTypeNames[] = {
     {"f32", DType::f32},   {"float32", DType::f32},   {"f16", DType::f16}, {"float16", DType::f16},
     {"bf16", DType::bf16}, {"bfloat16", DType::bf16}, {"u8", DType::u8},   {"uint8", DType::u8},
     {"u16", DType::u16},   {"uint16", DType::u16},    {"u32", DType::u32}, {"uint32", DType::u32},
-    {"i32", DType::i32},   {"int32", DType::i32},
+    {"i32", DType::i32},   {"int32", DType::i32},     {"i64", DType::i64}, {"int64", DType::i64},
 };
 
 /// The number's digits; its type where those are too many for an error text.

@@ -25,8 +25,8 @@ bool find_dtype(const DLDataType& type, const TakenDTypes& dtypes, Array& array)
       dtype = type.bits == 32 ? DType::u32 : type.bits == 16 ? DType::u16 : DType::u8;
       return type.bits == 32 || type.bits == 16 || type.bits == 8;
     case DLTypeCode::Int:
-      dtype = DType::i32;
-      return type.bits == 32;
+      dtype = type.bits == 64 ? DType::i64 : DType::i32;
+      return type.bits == 64 || type.bits == 32;
     case DLTypeCode::Bool:
       dtype = DType::u8;
       array.boolean = true;

@@ -15,6 +15,7 @@ void bind_dtype(nb::module_& module) {
       .value("u16", DType::u16)
       .value("u32", DType::u32)
       .value("i32", DType::i32)
+      .value("i64", DType::i64)
       .def_prop_ro("itemsize", &dtype_size, "Bytes of one element.");
   module.def(
       "as_dtype", [](nb::handle dtype) { return to_dtype({"as_dtype", "dtype"}, dtype); },

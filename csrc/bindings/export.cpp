@@ -91,7 +91,7 @@ DLDataType dlpack_dtype(DType dtype) noexcept {
   DLTypeCode code = DLTypeCode::UInt;
   if (dtype == DType::f32 || dtype == DType::f16) code = DLTypeCode::Float;
   if (dtype == DType::bf16) code = DLTypeCode::Bfloat;
-  if (dtype == DType::i32) code = DLTypeCode::Int;
+  if (dtype == DType::i32 || dtype == DType::i64) code = DLTypeCode::Int;
   return {static_cast<std::uint8_t>(code), bits, 1};
 }
 

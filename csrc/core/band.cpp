@@ -38,8 +38,21 @@ SdpaWindow window_of(const SdpaProblem& problem) {
 }
 
 SdpaSequence sequence_of(const SdpaProblem& problem, std::int64_t b) {
-  return {problem.sequence_q_start(b), problem.sequence_kv_len(b), problem.sequence_kv_start(b),
-          problem.sequence_query_len(b)};
+  const auto at = static_cast<std::size_t>(b);
+  SdpaSequence sequence{};
+  sequence.q_start = problem.sequence_q_start(b);
+  sequence.kv_len = problem.sequence_kv_len(b);
+  sequence.kv_start = problem.sequence_kv_start(b);
+  sequence.query_len = problem.sequence_query_len(b);
+  if (problem.has_packed_queries()) sequence.q_row = problem.q_rows[at];
+  if (problem.has_packed_keys()) sequence.key_begin = problem.kv_rows[at];
+  if (problem.pages.has_value()) sequence.key_begin = first_entry(*problem.pages, b);
+  return sequence;
+}
+
+std::int64_t first_entry(const PageTable& pages, std::int64_t b) {
+  if (pages.starts.empty()) return pages.offset + b * pages.sequence_stride;
+  return pages.offset + pages.starts[static_cast<std::size_t>(b)] * pages.entry_stride;
 }
 
 SdpaBand visible_band(const SdpaProblem& problem, std::int64_t b) {

@@ -10,6 +10,9 @@ namespace metal_sdpa {
 /// unlimited.
 SdpaWindow window_of(const SdpaProblem& problem);
 
+/// Element of the block table's buffer that is sequence b's first entry.
+std::int64_t first_entry(const PageTable& pages, std::int64_t b);
+
 SdpaSequence sequence_of(const SdpaProblem& problem, std::int64_t b);
 
 /// Keys that any query of sequence b sees.

@@ -19,6 +19,8 @@ const char* dtype_name(DType dtype) noexcept {
       return "u32";
     case DType::i32:
       return "i32";
+    case DType::i64:
+      return "i64";
   }
   return "?";
 }

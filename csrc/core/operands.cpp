@@ -15,6 +15,38 @@ TensorView view_of(const SdpaProblem& p, std::int64_t heads, std::int64_t rows, 
   return {p.batch, heads, rows, width, layout, static_cast<std::int64_t>(dtype_size(dtype))};
 }
 
+/// Of q, out or lse: one sequence's rows, or all packed ones.
+TensorView query_view(const SdpaProblem& p, std::int64_t width, const TensorLayout& layout,
+                      DType dtype) {
+  TensorView view = view_of(p, p.n_heads, p.seq_len, width, layout, dtype);
+  if (!p.has_packed_queries()) return view;
+  view.batch = 1;
+  view.rows = p.q_total;
+  return view;
+}
+
+/// Of k or v: one sequence's rows, all packed ones, or pages.
+TensorView key_view(const SdpaProblem& p, std::int64_t width, const TensorLayout& layout) {
+  TensorView view = view_of(p, p.n_kv_heads, p.kv_capacity, width, layout, p.dtype);
+  if (p.has_packed_keys()) {
+    view.batch = 1;
+    view.rows = p.kv_total;
+  }
+  if (p.pages.has_value()) {
+    view.batch = p.pages->n_pages;
+    view.rows = p.pages->page_len;
+  }
+  return view;
+}
+
+TensorView table_view(const SdpaProblem& p) {
+  const PageTable& pages = *p.pages;
+  const TensorLayout layout{pages.offset, pages.sequence_stride, 0, pages.entry_stride};
+  const std::int64_t sequences = pages.starts.empty() ? p.batch : 1;
+  return {sequences, 1,      pages.n_entries,
+          1,         layout, static_cast<std::int64_t>(dtype_size(pages.dtype))};
+}
+
 /// From the first element of a mask's row to the last one; kTooFar where 64 bits do not hold it.
 std::int64_t row_reach(std::int64_t keys, std::int64_t key_stride) {
   std::int64_t reach = 0;
@@ -33,7 +65,7 @@ TensorView mask_view(const SdpaProblem& p) {
     reach = -reach;
   }
   const std::int64_t width = reach == kTooFar ? kTooFar : reach + 1;
-  TensorView view = view_of(p, p.n_heads, p.seq_len, width, layout, mask.dtype);
+  TensorView view = query_view(p, width, layout, mask.dtype);
   if (p.kv_capacity == 0) view.rows = 0;
   return view;
 }
@@ -48,28 +80,20 @@ DType q_dtype(const SdpaProblem& p) { return p.dtype; }
 
 constexpr std::array<OperandInfo, kOperands> kTable{{
     {PlanOperand::q, "q", SDPA_BUFFER_Q, &SdpaOperands::q, false, always, q_dtype, "q has ",
-     [](const SdpaProblem& p) {
-       return view_of(p, p.n_heads, p.seq_len, p.head_dim, p.q, p.dtype);
-     }},
+     [](const SdpaProblem& p) { return query_view(p, p.head_dim, p.q, p.dtype); }},
     {PlanOperand::k, "k", SDPA_BUFFER_K, &SdpaOperands::k, false, always, q_dtype, "q has ",
-     [](const SdpaProblem& p) {
-       return view_of(p, p.n_kv_heads, p.kv_capacity, p.head_dim, p.k, p.dtype);
-     }},
+     [](const SdpaProblem& p) { return key_view(p, p.head_dim, p.k); }},
     {PlanOperand::v, "v", SDPA_BUFFER_V, &SdpaOperands::v, false, always, q_dtype, "q has ",
-     [](const SdpaProblem& p) {
-       return view_of(p, p.n_kv_heads, p.kv_capacity, p.value_dim, p.v, p.dtype);
-     }},
+     [](const SdpaProblem& p) { return key_view(p, p.value_dim, p.v); }},
     {PlanOperand::out, "output", SDPA_BUFFER_OUT, &SdpaOperands::out, true, always,
      [](const SdpaProblem& p) { return p.out_dtype(); }, "it takes ",
-     [](const SdpaProblem& p) {
-       return view_of(p, p.n_heads, p.seq_len, p.value_dim, p.out, p.out_dtype());
-     }},
+     [](const SdpaProblem& p) { return query_view(p, p.value_dim, p.out, p.out_dtype()); }},
     {PlanOperand::lse, "lse", SDPA_BUFFER_LSE, &SdpaOperands::lse, true,
      [](const SdpaProblem& p) { return p.return_lse; },
      [](const SdpaProblem&) { return DType::f32; }, "it takes ",
      [](const SdpaProblem& p) {
-       const TensorLayout packed{0, p.n_heads * p.seq_len, p.seq_len, 1};
-       return view_of(p, p.n_heads, p.seq_len, 1, packed, DType::f32);
+       const std::int64_t rows = p.has_packed_queries() ? p.q_total : p.seq_len;
+       return query_view(p, 1, {0, p.n_heads * rows, rows, 1}, DType::f32);
      }},
     {PlanOperand::mask, "mask", SDPA_BUFFER_MASK, &SdpaOperands::mask, false,
      [](const SdpaProblem& p) { return p.mask.has_value(); },
@@ -82,6 +106,9 @@ constexpr std::array<OperandInfo, kOperands> kTable{{
      false, [](const SdpaProblem& p) { return p.alibi_slopes.has_value(); },
      [](const SdpaProblem& p) { return p.alibi_slopes->dtype; }, "its layout says ",
      [](const SdpaProblem& p) { return head_view(p, *p.alibi_slopes); }},
+    {PlanOperand::block_table, "block_table", SDPA_BUFFER_PAGES, &SdpaOperands::block_table, false,
+     [](const SdpaProblem& p) { return p.pages.has_value(); },
+     [](const SdpaProblem& p) { return p.pages->dtype; }, "its layout says ", table_view},
 }};
 
 }  // namespace

@@ -23,7 +23,7 @@ struct OperandInfo {
   TensorView (*view)(const SdpaProblem& problem);
 };
 
-inline constexpr std::size_t kOperands = 8;
+inline constexpr std::size_t kOperands = 9;
 
 /// In the order of PlanOperand, inputs and outputs mixed.
 const std::array<OperandInfo, kOperands>& operand_table();
@@ -40,8 +40,11 @@ PlanRange operand_range(const SdpaProblem& problem, const OperandInfo& info);
 inline const Buffer* operand_buffer(PlanOperand operand, const SdpaOperands& operands) {
   if (operand >= PlanOperand::scratch0) return nullptr;
   static constexpr Buffer SdpaOperands::* kBuffers[kOperands] = {
-      &SdpaOperands::q,   &SdpaOperands::k,    &SdpaOperands::v,     &SdpaOperands::out,
-      &SdpaOperands::lse, &SdpaOperands::mask, &SdpaOperands::sinks, &SdpaOperands::alibi_slopes};
+      &SdpaOperands::q,          &SdpaOperands::k,
+      &SdpaOperands::v,          &SdpaOperands::out,
+      &SdpaOperands::lse,        &SdpaOperands::mask,
+      &SdpaOperands::sinks,      &SdpaOperands::alibi_slopes,
+      &SdpaOperands::block_table};
   const Buffer& buffer = operands.*kBuffers[static_cast<std::size_t>(operand)];
   return buffer.valid() ? &buffer : &operands.q;
 }

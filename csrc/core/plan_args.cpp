@@ -11,10 +11,10 @@ namespace {
 
 /// A stride that no second index uses may be any number: kernels, which also look ahead of the rows
 /// they read, get 0 for it.
-SdpaStrides strides_of(const SdpaProblem& problem, std::int64_t heads, std::int64_t rows,
-                       const TensorLayout& layout) {
-  return {problem.batch > 1 ? layout.batch_stride : 0, heads > 1 ? layout.head_stride : 0,
-          rows > 1 ? layout.row_stride : 0};
+SdpaStrides strides_of(const SdpaProblem& problem, PlanOperand operand) {
+  const TensorView view = operand_info(operand).view(problem);
+  return {view.batch > 1 ? view.layout.batch_stride : 0,
+          view.heads > 1 ? view.layout.head_stride : 0, view.rows > 1 ? view.layout.row_stride : 0};
 }
 
 template <typename T>
@@ -43,6 +43,17 @@ sdpa_u32 element_kind(DType dtype) {
   }
 }
 
+/// Where rows of lse, packed keys and pages stand.
+void set_place_args(const SdpaProblem& problem, SdpaArgs& args) {
+  args.lse_head = problem.has_packed_queries() ? problem.q_total : problem.seq_len;
+  args.lse_batch = problem.has_packed_queries() ? 0 : problem.n_heads * problem.seq_len;
+  args.packed_rows = problem.has_packed_queries() ? 1 : 0;
+  if (!problem.pages.has_value()) return;
+  args.page_len = static_cast<sdpa_u32>(problem.pages->page_len);
+  args.table_kind = problem.pages->dtype == DType::i64 ? SDPA_INDEX_I64 : SDPA_INDEX_I32;
+  args.table_stride = problem.pages->entry_stride;
+}
+
 void set_score_args(const SdpaProblem& problem, SdpaArgs& args) {
   args.scale = problem.scale;
   args.softcap = problem.softcap;
@@ -50,7 +61,8 @@ void set_score_args(const SdpaProblem& problem, SdpaArgs& args) {
     const MaskLayout& mask = *problem.mask;
     args.mask_kind = element_kind(mask.dtype);
     args.mask_offset = mask.offset;
-    args.mask_stride = {mask.batch_stride, mask.head_stride, mask.row_stride, mask.key_stride};
+    args.mask_stride = {problem.has_packed_queries() ? 0 : mask.batch_stride, mask.head_stride,
+                        mask.row_stride, mask.key_stride};
   }
   if (problem.alibi_slopes.has_value()) {
     args.has_alibi = 1;
@@ -96,10 +108,10 @@ std::int64_t visible_keys(const SdpaProblem& problem, std::int64_t b) {
 
 SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
   SdpaArgs args{};
-  args.q_stride = strides_of(problem, problem.n_heads, problem.seq_len, problem.q);
-  args.k_stride = strides_of(problem, problem.n_kv_heads, problem.kv_capacity, problem.k);
-  args.v_stride = strides_of(problem, problem.n_kv_heads, problem.kv_capacity, problem.v);
-  args.out_stride = strides_of(problem, problem.n_heads, problem.seq_len, problem.out);
+  args.q_stride = strides_of(problem, PlanOperand::q);
+  args.k_stride = strides_of(problem, PlanOperand::k);
+  args.v_stride = strides_of(problem, PlanOperand::v);
+  args.out_stride = strides_of(problem, PlanOperand::out);
   args.q_offset = problem.q.offset;
   args.k_offset = problem.k.offset;
   args.v_offset = problem.v.offset;
@@ -113,6 +125,7 @@ SdpaArgs sdpa_args(const SdpaProblem& problem, std::uint32_t span_len) {
   args.head_dim = static_cast<sdpa_u32>(problem.head_dim);
   args.value_dim = static_cast<sdpa_u32>(problem.value_dim);
   set_score_args(problem, args);
+  set_place_args(problem, args);
   args.out_f32 = problem.out_f32 ? 1 : 0;
   args.span_len = span_len;
   args.n_spans = static_cast<sdpa_u32>((longest_kv_len(problem) + span_len - 1) / span_len);
@@ -149,6 +162,7 @@ void bind_sdpa_inputs(const SdpaProblem& problem, PlanStep& step) {
   bind_optional(problem, PlanOperand::mask, is_boolean ? SDPA_CONSTANT_MASK : SDPA_CONSTANT_BIAS,
                 step);
   bind_optional(problem, PlanOperand::alibi_slopes, SDPA_CONSTANT_ALIBI, step);
+  bind_optional(problem, PlanOperand::block_table, SDPA_CONSTANT_PAGES, step);
   if (problem.softcap != 0) step.constants.push_back({SDPA_CONSTANT_SOFTCAP, true});
   if (has_band_begin(problem)) step.constants.push_back({SDPA_CONSTANT_WINDOW, true});
 }

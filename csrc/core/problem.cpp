@@ -29,10 +29,13 @@ void require_positive(const char* field, std::int64_t value) {
 }  // namespace
 
 void SdpaProblem::set_packed_layouts() {
-  q = packed_layout(n_heads, seq_len, head_dim);
-  k = packed_layout(n_kv_heads, kv_capacity, head_dim);
-  v = packed_layout(n_kv_heads, kv_capacity, value_dim);
-  out = packed_layout(n_heads, seq_len, value_dim);
+  const std::int64_t q_rows_there = has_packed_queries() ? q_total : seq_len;
+  std::int64_t kv_rows_there = has_packed_keys() ? kv_total : kv_capacity;
+  if (pages.has_value()) kv_rows_there = pages->page_len;
+  q = packed_layout(n_heads, q_rows_there, head_dim);
+  k = packed_layout(n_kv_heads, kv_rows_there, head_dim);
+  v = packed_layout(n_kv_heads, kv_rows_there, value_dim);
+  out = packed_layout(n_heads, q_rows_there, value_dim);
 }
 
 std::int64_t SdpaProblem::sequence_query_len(std::int64_t b) const {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/band.h"
 #include "core/half.h"
 #include "core/layout.h"
 #include "core/operands.h"
@@ -85,6 +86,63 @@ void check_lengths(const SdpaProblem& p, const Checker& check) {
     if (value >= -kMaxPosition && value <= kMaxPosition) return;
     check.fail("q_start: ", value, ", takes -2^62 to 2^62");
   });
+}
+
+/// Rows of packed sequences: each its own, in order.
+void check_packed_queries(const SdpaProblem& p, const Checker& check) {
+  if (!p.has_packed_queries()) return;
+  check.extent("q_total", p.q_total, 0);
+  std::int64_t end = 0;
+  std::int64_t b = 0;
+  for_sequences("q_rows", 0, p.q_rows, p, check, [&](std::int64_t first) {
+    const std::int64_t rows = p.sequence_query_len(b);
+    if (first < end || first > p.q_total - rows) {
+      check.fail("q_rows: ", first, " of sequence ", b, " with ", rows, " rows, takes ", end,
+                 " to ", p.q_total - rows);
+    }
+    end = first + rows;
+    ++b;
+  });
+}
+
+void check_packed_keys(const SdpaProblem& p, const Checker& check) {
+  if (!p.has_packed_keys()) return;
+  if (p.pages.has_value()) check.fail("kv_rows: are given, and so are pages");
+  check.extent("kv_total", p.kv_total, 0);
+  std::int64_t b = 0;
+  for_sequences("kv_rows", 0, p.kv_rows, p, check, [&](std::int64_t first) {
+    const std::int64_t rows = p.sequence_kv_len(b);
+    if (first < 0 || first > p.kv_total - rows) {
+      check.fail("kv_rows: ", first, " of sequence ", b, " with ", rows, " rows, takes 0 to ",
+                 p.kv_total - rows);
+    }
+    ++b;
+  });
+}
+
+void check_pages(const SdpaProblem& p, const Checker& check) {
+  if (!p.pages.has_value()) return;
+  const PageTable& pages = *p.pages;
+  if (pages.dtype != DType::i32 && pages.dtype != DType::i64) {
+    fail(ErrorCode::unsupported_dtype, check.call(), ": block_table: dtype ",
+         dtype_name(pages.dtype), ", takes i32 or i64");
+  }
+  check.extent("page_len", pages.page_len, 1);
+  check.extent("n_pages", pages.n_pages, 0);
+  check.extent("n_entries", pages.n_entries, 0);
+  std::int64_t b = 0;
+  for_sequences("starts", 0, pages.starts, p, check, [&](std::int64_t first) {
+    if (first < 0 || first > pages.n_entries) {
+      check.fail("starts: ", first, ", takes 0 to the ", pages.n_entries, " entries");
+    }
+  });
+  for (b = 0; b < p.batch; ++b) {
+    const std::int64_t first = pages.starts.empty() ? 0 : pages.starts[static_cast<std::size_t>(b)];
+    const std::int64_t slots = (pages.n_entries - first) * pages.page_len;
+    if (p.sequence_kv_len(b) <= slots) continue;
+    check.fail("kv_lengths: ", p.sequence_kv_len(b), " of sequence ", b, ", takes 0 to the ", slots,
+               " slots of its pages");
+  }
 }
 
 void check_window(const SdpaProblem& p, const Checker& check) {
@@ -201,6 +259,29 @@ float element(const Buffer& buffer, std::int64_t index) {
   return buffer.dtype() == DType::f16 ? float_from_f16(bits) : float_from_bf16(bits);
 }
 
+std::int64_t entry_of(const Buffer& table, std::int64_t index) {
+  if (table.dtype() == DType::i64) return static_cast<const std::int64_t*>(table.data())[index];
+  return static_cast<const std::int32_t*>(table.data())[index];
+}
+
+/// Entries of pages that any row of their sequence sees.
+void check_entries(const SdpaProblem& p, const SdpaOperands& operands, const Checker& check) {
+  if (!p.pages.has_value() || !p.pages->check_entries) return;
+  const PageTable& pages = *p.pages;
+  if (operands.block_table.valid() && operands.block_table.data() == nullptr) return;
+  for (std::int64_t b = 0; b < p.batch; ++b) {
+    const SdpaBand band = visible_band(p, b);
+    if (band.begin >= band.end) continue;
+    const std::int64_t first = first_entry(pages, b);
+    for (std::int64_t i = band.begin / pages.page_len; i <= (band.end - 1) / pages.page_len; ++i) {
+      const std::int64_t page = entry_of(operands.block_table, first + i * pages.entry_stride);
+      if (page >= 0 && page < pages.n_pages) continue;
+      check.fail("block_table: page ", page, " of sequence ", b, ", entry ", i, ", takes 0 to ",
+                 pages.n_pages - 1);
+    }
+  }
+}
+
 /// Numbers a head are few: each is looked at.
 void check_numbers(const char* name, const Buffer& buffer, const HeadLayout& layout,
                    const SdpaProblem& p, bool (*is_fine)(float), const char* taken,
@@ -241,6 +322,9 @@ void validate_problem(const SdpaProblem& problem, const DeviceLimits& limits, co
   }
   check_shape(problem, limits, check);
   check_lengths(problem, check);
+  check_packed_queries(problem, check);
+  check_packed_keys(problem, check);
+  check_pages(problem, check);
   check_window(problem, check);
   check_scores(problem, check);
 }
@@ -263,6 +347,7 @@ void validate_operands(const SdpaProblem& p, const SdpaOperands& operands, const
     if (operand.is_output) check_output(operand, used, check);
   }
   check_head_numbers(p, operands, check);
+  check_entries(p, operands, check);
 }
 
 }  // namespace metal_sdpa

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/element.h"
+#include "cpu/key_place.h"
 #include "cpu/sdpa.h"
 
 namespace metal_sdpa::cpu {
@@ -20,10 +21,14 @@ class Attention {
   Attention(const NativeLaunch& launch, const SdpaArgs& args, const RowPlace& row, StopToken& stop)
       : args_(args), rule_(launch, args, row), sink_(sink_of(launch, args, row.h)), stop_(stop) {
     const sdpa_i64 kv_h = row.h / (args.n_heads / args.n_kv_heads);
-    const T* q = launch.buffer<const T>(SDPA_BUFFER_Q) +
-                 at(args.q_offset, args.q_stride, row.b, row.h) + row.i * args.q_stride.row;
-    k_ = launch.buffer<const T>(SDPA_BUFFER_K) + at(args.k_offset, args.k_stride, row.b, kv_h);
-    v_ = launch.buffer<const T>(SDPA_BUFFER_V) + at(args.v_offset, args.v_stride, row.b, kv_h);
+    const SdpaSequence sequence = sequence_of(launch, args, row.b);
+    const T* q = launch.buffer<const T>(SDPA_BUFFER_Q) + args.q_offset +
+                 row.b * args.q_stride.batch + row.h * args.q_stride.head +
+                 (sequence.q_row + row.i) * args.q_stride.row;
+    k_ = launch.buffer<const T>(SDPA_BUFFER_K);
+    v_ = launch.buffer<const T>(SDPA_BUFFER_V);
+    keys_ = key_place(launch, args, sequence, args.k_offset, args.k_stride, row.b, kv_h);
+    values_at_ = key_place(launch, args, sequence, args.v_offset, args.v_stride, row.b, kv_h);
     for (sdpa_u32 d = 0; d < args.head_dim; ++d) {
       q_[d] = static_cast<double>(load(q + d)) * static_cast<double>(args.scale);
     }
@@ -43,10 +48,6 @@ class Attention {
   }
 
  private:
-  static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
-    return offset + b * stride.batch + h * stride.head;
-  }
-
   bool has_to_stop(sdpa_i64 j) { return j % kKeysToLook == 0 && stop_.stop_requested(); }
 
   static double larger_or_nan(double a, double b) { return b > a || std::isnan(b) ? b : a; }
@@ -67,14 +68,14 @@ class Attention {
       if (x == -kInfinity) continue;
       const double weight = std::exp(x - maximum);
       sum += weight;
-      const T* v = v_ + j * args_.v_stride.row;
+      const T* v = v_ + row_start(values_at_, j);
       for (sdpa_u32 d = 0; d < args_.value_dim; ++d) values_[d] += weight * load(v + d);
     }
     return true;
   }
 
   double score(sdpa_i64 j) const {
-    const T* k = k_ + j * args_.k_stride.row;
+    const T* k = k_ + row_start(keys_, j);
     const auto head_dim = static_cast<sdpa_i64>(args_.head_dim);
     double lanes[kDotLanes] = {};
     sdpa_i64 d = 0;
@@ -93,6 +94,8 @@ class Attention {
   StopToken& stop_;
   const T* k_;
   const T* v_;
+  KeyPlace keys_;
+  KeyPlace values_at_;
   double q_[kMaxHeadDim];  ///< times scale
   double values_[kMaxHeadDim];
 };

@@ -61,8 +61,8 @@ class ScoreRow {
     if (args.mask_kind == SDPA_ELEMENT_NONE) return;
     const SdpaMaskStrides& stride = args.mask_stride;
     mask_ = launch.bindings[SDPA_BUFFER_MASK].data;
-    mask_begin_ =
-        args.mask_offset + row.b * stride.batch + row.h * stride.head + row.i * stride.row;
+    mask_begin_ = args.mask_offset + row.b * stride.batch + row.h * stride.head +
+                  (sequence.q_row + row.i) * stride.row;
     mask_step_ = stride.key;
   }
 

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "cpu/element.h"
+#include "cpu/key_place.h"
 #include "cpu/lone_row.h"
 #include "cpu/row_end.h"
 #include "cpu/sdpa_packed.h"
@@ -57,8 +58,8 @@ template <typename T>
 struct KeyValues {
   const T* k;
   const T* v;
-  sdpa_i64 k_row;
-  sdpa_i64 v_row;
+  KeyPlace keys;
+  KeyPlace values;
 };
 
 /// The state of keys begin..end, at most kStraightSpan of them, for query row `q`. A key that is
@@ -75,7 +76,7 @@ void attend_span(const float* q, const KeyValues<T>& kv, const ScoreRow<float>& 
   for (int j = 0; j < n_keys; ++j) {
     scores[j] = -kInfinity;
     if (rule.hides(begin + j)) continue;
-    const T* k = kv.k + (begin + j) * kv.k_row;
+    const T* k = kv.k + row_start(kv.keys, begin + j);
     scores[j] = rule.score(args.scale * dot(q, k, static_cast<int>(args.head_dim)), begin + j);
     if (scores[j] > span.maximum) span.maximum = scores[j];
   }
@@ -90,7 +91,7 @@ void attend_span(const float* q, const KeyValues<T>& kv, const ScoreRow<float>& 
     for (int j = tile; j < tile_end; ++j) {
       if (scores[j] == -kInfinity) continue;
       const float weight = std::exp(scores[j] - reference);
-      const T* v = kv.v + (begin + j) * kv.v_row;
+      const T* v = kv.v + row_start(kv.values, begin + j);
       weight_sum += weight;
       for (int d = 0; d < value_dim; ++d) values[d] += weight * load(v + d);
     }
@@ -133,15 +134,22 @@ class HeadRows {
   HeadRows(const NativeLaunch& launch, const SdpaArgs& args, sdpa_i64 b, sdpa_i64 h)
       : launch_(launch), args_(args), b_(b), h_(h), sink_(sink_of(launch, args, h)) {
     const sdpa_i64 kv_h = h / (args.n_heads / args.n_kv_heads);
-    q_ = launch.buffer<const T>(SDPA_BUFFER_Q) + at(args.q_offset, args.q_stride, b, h);
-    kv_.k = launch.buffer<const T>(SDPA_BUFFER_K) + at(args.k_offset, args.k_stride, b, kv_h);
-    kv_.v = launch.buffer<const T>(SDPA_BUFFER_V) + at(args.v_offset, args.v_stride, b, kv_h);
-    kv_.k_row = args.k_stride.row;
-    kv_.v_row = args.v_stride.row;
+    const SdpaSequence sequence = sequence_of(launch, args, b);
+    n_rows_ = args.packed_rows != 0 ? sequence.query_len : sdpa_i64{args.seq_len};
+    q_ = launch.buffer<const T>(SDPA_BUFFER_Q) + at(args.q_offset, args.q_stride, sequence, b, h);
+    out_ = at(args.out_offset, args.out_stride, sequence, b, h);
+    kv_.k = launch.buffer<const T>(SDPA_BUFFER_K);
+    kv_.v = launch.buffer<const T>(SDPA_BUFFER_V);
+    kv_.keys = key_place(launch, args, sequence, args.k_offset, args.k_stride, b, kv_h);
+    kv_.values = key_place(launch, args, sequence, args.v_offset, args.v_stride, b, kv_h);
     if (launch.bound(SDPA_BUFFER_LSE)) {
-      lse_ = launch.buffer<float>(SDPA_BUFFER_LSE) + (b * args.n_heads + h) * args.seq_len;
+      lse_ = launch.buffer<float>(SDPA_BUFFER_LSE) + b * args.lse_batch + h * args.lse_head +
+             sequence.q_row;
     }
   }
+
+  /// Rows that are to be written.
+  sdpa_i64 count() const { return n_rows_; }
 
   /// Attends row i; false when asked to stop, with nothing written.
   bool attend(sdpa_i64 i, RowState& total, RowState& span, StopToken& stop) const {
@@ -171,7 +179,7 @@ class HeadRows {
                                 lse)) {
       return false;
     }
-    const sdpa_i64 out = at(args_.out_offset, args_.out_stride, b_, h_) + i * args_.out_stride.row;
+    const sdpa_i64 out = out_ + i * args_.out_stride.row;
     if (args_.out_f32 != 0) {
       store_row(total.numerators, launch_.buffer<float>(SDPA_BUFFER_OUT) + out, value_dim);
     } else {
@@ -182,8 +190,9 @@ class HeadRows {
   }
 
  private:
-  static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, sdpa_i64 b, sdpa_i64 h) {
-    return offset + b * stride.batch + h * stride.head;
+  static sdpa_i64 at(sdpa_i64 offset, const SdpaStrides& stride, const SdpaSequence& sequence,
+                     sdpa_i64 b, sdpa_i64 h) {
+    return offset + b * stride.batch + h * stride.head + sequence.q_row * stride.row;
   }
 
   template <typename Out>
@@ -196,6 +205,8 @@ class HeadRows {
   sdpa_i64 b_;
   sdpa_i64 h_;
   float sink_;
+  sdpa_i64 n_rows_;
+  sdpa_i64 out_;  ///< of row 0, in elements
   const T* q_;
   KeyValues<T> kv_;
   float* lse_ = nullptr;
@@ -215,7 +226,8 @@ void sdpa_kernel(const NativeLaunch& launch, WorkRange work, StopToken& stop) {
     const sdpa_i64 tile = static_cast<sdpa_i64>(group / grid.x / grid.y);
     const HeadRows<T> rows(launch, args, b, h);
     const sdpa_i64 first = args.row_begin + tile * SDPA_TILE_Q;
-    const sdpa_i64 last = std::min<sdpa_i64>(first + SDPA_TILE_Q, args.row_end);
+    const sdpa_i64 end = std::min<sdpa_i64>(args.row_end, rows.count());
+    const sdpa_i64 last = std::min<sdpa_i64>(first + SDPA_TILE_Q, end);
     for (sdpa_i64 i = first; i < last; ++i) {
       if (!rows.attend(i, total, span, stop)) return;
     }

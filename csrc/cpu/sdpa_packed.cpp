@@ -23,8 +23,14 @@ SdpaArgs args_from_params(const SdpaParamsBlock& params) {
   args.k_stride = packed(params.n_kv_heads, params.kv_capacity);
   args.v_stride = args.k_stride;
   args.out_stride = args.q_stride;
-  args.sequence = {static_cast<sdpa_i64>(params.kv_seq_len) - params.seq_len, params.kv_seq_len, 0,
-                   params.seq_len};
+  args.sequence = {static_cast<sdpa_i64>(params.kv_seq_len) - params.seq_len,
+                   params.kv_seq_len,
+                   0,
+                   params.seq_len,
+                   0,
+                   0};
+  args.lse_head = params.seq_len;
+  args.lse_batch = static_cast<sdpa_i64>(params.n_heads) * params.seq_len;
   args.n_heads = params.n_heads;
   args.n_kv_heads = params.n_kv_heads;
   args.seq_len = params.seq_len;

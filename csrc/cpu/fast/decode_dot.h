@@ -70,13 +70,15 @@ inline bool keys_far_ahead(int n_rows) {
   return is_far_ahead(kLineBytes / static_cast<int>(sizeof(T)) / kPerSlot<T>, n_rows);
 }
 
+inline constexpr int kMostBlockKeys = kAheadBytes / kLoadBytes * 64;
+
 /// Keys of a block, a multiple of `least`, a power of two that all tiles can take. n_rows are those
 /// of the first tile; further ones should find the block in the L1 cache.
 template <typename T>
 inline int key_block_len(int head_dim, int n_rows, bool is_one_tile, int least) {
   const int row_bytes = head_dim * static_cast<int>(sizeof(T));
   const int most_bytes = is_one_tile && keys_far_ahead<T>(n_rows) ? kAheadBytes : kLoadBytes;
-  int keys = kAheadBytes / kLoadBytes * 64;
+  int keys = kMostBlockKeys;
   while (keys > least && keys * row_bytes > most_bytes) keys /= 2;
   return keys;
 }
@@ -234,8 +236,8 @@ inline void add_products(const float* q, const T* const* keys, int head_dim,
 
 /// As score_keys, for products in one chain, or with kInTree in several.
 template <typename T, int kRows, bool kInTree>
-[[gnu::noinline]] inline void score_keys_in_chains(const float* q, const Rows<const T>& k,
-                                                   int begin, int end, int n_keys, int head_dim,
+[[gnu::noinline]] inline void score_keys_in_chains(const float* q, const T* const* k, int begin,
+                                                   int end, int n_keys, int head_dim,
                                                    const DotChains& chains, Vec scale,
                                                    NearRows near, float* scores) {
   using Shape = DotShape<T, kRows>;
@@ -268,7 +270,7 @@ template <typename T, int kRows, bool kInTree>
 /// a multiple of DotShape::kKeys, and scores are written up to the next multiple behind `end`. Keys
 /// at or past `n_keys` repeat the last one below it. Meanwhile `near` comes near.
 template <typename T, int kRows>
-inline void score_keys(const float* q, const Rows<const T>& k, int begin, int end, int n_keys,
+inline void score_keys(const float* q, const T* const* k, int begin, int end, int n_keys,
                        int head_dim, Vec scale, NearRows near, float* scores) {
   const DotChains chains = dot_chains<T, kRows>(head_dim);
   const auto run = chains.n_chains == 1 ? score_keys_in_chains<T, kRows, false>

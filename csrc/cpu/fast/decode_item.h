@@ -80,29 +80,33 @@ class DecodeItem {
         spans_(spans_of(all_keys_, args_.span_len)),
         span_(spans_.begin + index),
         group_(static_cast<int>(args_.n_heads / args_.n_kv_heads)),
-        n_all_rows_(sdpa_i64{args_.seq_len} * group_),
+        n_all_rows_(rows_to_write(args_, sequence_)),
         n_rows_(sequence_.query_len * group_),
         tile_rows_(first_tile_rows(static_cast<int>(smaller<sdpa_i64>(n_rows_, kDecodeBatchRows)))),
         q_step_((slots_for<T>(static_cast<int>(args_.head_dim)) + kLanes - 1) / kLanes * kLanes),
         part_slots_(static_cast<int>(args_.span_len) * kPartRows),
-        states_(launch, b, kv_h),
+        states_(launch, sequence_, b, kv_h),
         rule_(launch, sequence_, b) {
     const sdpa_i64 own_states = args_.n_spans > 1 ? 0 : n_rows_ * state_slots(args_.value_dim);
     const sdpa_i64 rule_slots = rule_.is_on() ? 2 * sdpa_i64{args_.span_len} : 0;
     const sdpa_i64 slots = kDecodeBatchRows * (q_step_ + width()) + kBatchParts * part_slots_ +
-                           own_states + RowTotal::slots(width()) + rule_slots;
+                           own_states + RowTotal::slots(width()) + rule_slots +
+                           kPointerSlots * (2 * sdpa_i64{args_.span_len} + n_ahead() + 2);
     q_ = static_cast<float*>(thread_scratch(static_cast<std::size_t>(slots) * sizeof(float)));
     scores_ = q_ + kDecodeBatchRows * q_step_;
     groups_ = scores_ + kBatchParts * part_slots_;
     total_ = groups_ + kDecodeBatchRows * width();
     row_scores_ = total_ + RowTotal::slots(width());
     entries_.memory = row_scores_ + args_.span_len;
+    key_table_ = reinterpret_cast<const T**>(row_scores_ + rule_slots + own_states);
+    value_table_ = key_table_ + args_.span_len + n_ahead() + 1;
     if (args_.n_spans <= 1) states_.place(row_scores_ + rule_slots);
   }
 
   void run(StopToken& stop) {
     const sdpa_i64 n_spans = spans_.count();
     if (span_ - spans_.begin >= larger<sdpa_i64>(n_spans, 1)) return;
+    if (n_rows_ > 0 && n_spans > 0) find_rows();
     for (sdpa_i64 row = 0; row < n_rows_ && n_spans > 0; row += kDecodeBatchRows) {
       attend(row, static_cast<int>(smaller<sdpa_i64>(kDecodeBatchRows, n_rows_ - row)));
     }
@@ -111,6 +115,8 @@ class DecodeItem {
   }
 
  private:
+  static constexpr sdpa_i64 kPointerSlots = sizeof(const T*) / sizeof(float);
+
   int width() const { return (static_cast<int>(args_.value_dim) + kLanes - 1) / kLanes * kLanes; }
   sdpa_i64 head_of(sdpa_i64 row) const { return kv_h_ * group_ + row % group_; }
   sdpa_i64 query_of(sdpa_i64 row) const { return row / group_; }
@@ -130,8 +136,8 @@ class DecodeItem {
     const SeenKeys keys = seen_keys(all, begin, args_.span_len);
     if (keys.end == 0) return;
     first_key_ = begin + keys.begin;
-    keys_ = from_first_key(key_rows<T>(launch_, b_, kv_h_));
-    values_ = from_first_key(value_rows<T>(launch_, b_, kv_h_));
+    keys_ = key_table_ + (first_key_ - first_found_);
+    values_ = value_table_ + (first_key_ - first_found_);
     SeenKeys seen[kDecodeBatchRows];
     for (int r = 0; r < n_rows; ++r) {
       seen[r] = seen_keys(band(row + r), first_key_, keys.end - keys.begin);
@@ -198,8 +204,9 @@ class DecodeItem {
   void pack_queries(sdpa_i64 row, float* to) const {
     using Shape = DotShape<T, kRows>;
     for (int r = 0; r < Shape::kVecs * Shape::kVecRows; ++r) {
-      const T* q = r < kRows ? query_rows<T>(launch_, b_, head_of(row + r))[query_of(row + r)]
-                             : zero_row<T>();
+      const T* q = r < kRows
+                       ? query_rows<T>(launch_, sequence_, b_, head_of(row + r))[query_of(row + r)]
+                       : zero_row<T>();
       pack_query<T, kRows>(q, static_cast<int>(args_.head_dim), r, to);
     }
   }
@@ -207,9 +214,24 @@ class DecodeItem {
   /// Scores of the tile that starts with row `row` of the batch, a multiple of kPartRows.
   float* scores_of(int row) const { return scores_ + row / kPartRows * part_slots_; }
 
-  /// K or V from the first key on that a row of the batch sees.
-  Rows<const T> from_first_key(const Rows<const T>& rows) const {
-    return {rows[first_key_], rows.stride};
+  /// Keys of the next span that may come near: those of kAheadBytes, and what fills a block.
+  sdpa_i64 n_ahead() const {
+    const sdpa_i64 row_bytes = sdpa_i64{args_.head_dim} * static_cast<sdpa_i64>(sizeof(T));
+    return smaller<sdpa_i64>(kAheadBytes / row_bytes + kMostBlockKeys, args_.span_len);
+  }
+
+  /// Rows of K and V that any row sees of this span, and those of K behind it.
+  void find_rows() {
+    const KeyRows<T> keys = key_rows<T>(launch_, sequence_, b_, kv_h_);
+    const KeyRows<T> values = value_rows<T>(launch_, sequence_, b_, kv_h_);
+    const sdpa_i64 begin = span_ * args_.span_len;
+    first_found_ = larger(begin, all_keys_.begin);
+    const sdpa_i64 end = smaller(begin + args_.span_len, all_keys_.end);
+    end_found_ = smaller(begin + args_.span_len + n_ahead(), all_keys_.end);
+    keys.find(first_found_, end_found_ - first_found_, key_table_);
+    values.find(first_found_, end - first_found_, value_table_);
+    keys_contiguous_ = keys.is_contiguous(args_.head_dim);
+    values_contiguous_ = values.is_contiguous(args_.value_dim);
   }
 
   /// The blocks of this span, and the keys that follow.
@@ -221,11 +243,11 @@ class DecodeItem {
     const int key_block =
         key_block_len<T>(static_cast<int>(args_.head_dim), tile_rows_, is_one_tile(batch), least);
     const int value_block = value_block_len<T>(static_cast<int>(args_.value_dim), tile_rows_);
-    const sdpa_i64 n_left = all_keys_.end - first_key_ - n_keys;
+    const sdpa_i64 n_left = end_found_ - first_key_ - n_keys;
     const sdpa_i64 n_next = larger<sdpa_i64>(smaller<sdpa_i64>(n_left, args_.span_len), 0);
-    key_walk_ = {memory_rows(keys_, 0, n_keys, args_.head_dim), key_block};
-    value_walk_ = {memory_rows(values_, 0, n_keys, args_.value_dim), value_block};
-    next_walk_ = {memory_rows(keys_, n_keys, n_next, args_.head_dim), key_block};
+    key_walk_ = {memory_rows(keys_, n_keys, args_.head_dim, keys_contiguous_), key_block};
+    value_walk_ = {memory_rows(values_, n_keys, args_.value_dim, values_contiguous_), value_block};
+    next_walk_ = {memory_rows(keys_ + n_keys, n_next, args_.head_dim, keys_contiguous_), key_block};
   }
 
   /// Loads block i of `walk`, unless it came near far ahead. Returns what shall come near while it
@@ -293,7 +315,8 @@ class DecodeItem {
   const SpanRange spans_;    ///< that any row sees
   const sdpa_i64 span_;
   const int group_;
-  const sdpa_i64 n_all_rows_;  ///< L * group: row r is query r / group of the KV head's r % group
+  const sdpa_i64 n_all_rows_;  ///< to be written, L * group: row r is query r / group of the KV
+                               ///< head's r % group
   const sdpa_i64 n_rows_;      ///< those in use
   const int tile_rows_;        ///< of the first tile, which decides how K and V come near
   const int q_step_;           ///< slots of a packed query
@@ -302,9 +325,13 @@ class DecodeItem {
   SpanMemory states_;
   const ScoreRule rule_;
   MaskEntries entries_;
-  sdpa_i64 first_key_ = 0;  ///< of this span that any row of the batch sees
-  Rows<const T> keys_{};    ///< from there on
-  Rows<const T> values_{};  ///< from there on
+  sdpa_i64 first_key_ = 0;            ///< of this span that any row of the batch sees
+  const T* const* keys_ = nullptr;    ///< rows from there on
+  const T* const* values_ = nullptr;  ///< rows from there on
+  sdpa_i64 first_found_ = 0;          ///< key of the tables' first row
+  sdpa_i64 end_found_ = 0;            ///< one past the key of key_table_'s last row
+  bool keys_contiguous_ = false;
+  bool values_contiguous_ = false;
   BlockWalk key_walk_;
   BlockWalk value_walk_;
   BlockWalk next_walk_;  ///< the keys of the next span
@@ -314,6 +341,8 @@ class DecodeItem {
   float* groups_ = nullptr;      ///< numerators of a group of blocks, width slots a row
   float* total_ = nullptr;       ///< one RowTotal
   float* row_scores_ = nullptr;  ///< of one row, where the score rule is on
+  const T** key_table_ = nullptr;
+  const T** value_table_ = nullptr;
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

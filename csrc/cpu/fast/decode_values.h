@@ -55,7 +55,7 @@ template <typename T>
 struct ValueBlock {
   const float* weights;  ///< [group][row][key] of the tile, from the span's first key on
   int group_slots;
-  Rows<const T> v;
+  const T* const* v;  ///< rows, from the first key on
   int begin;
   int end;
   int value_dim;

@@ -52,6 +52,50 @@ NativeKernel kernel_of(const KernelTable& table, Family family, DType dtype) {
   return dtype == DType::bf16 ? kernels.bf16 : kernels.f32;
 }
 
+/// A kernel that the problem names takes all it can, whatever suits it best.
+bool takes_decode(const SdpaProblem& problem, const PlanTarget& target, std::int64_t rows) {
+  if (problem.kernel.empty()) return decode_suits(problem, target, rows);
+  return problem.kernel == "sdpa_decode";
+}
+
+/// Whether sequences have rows of their own number.
+bool has_own_rows(const SdpaProblem& problem) {
+  const auto& lengths = problem.query_lengths;
+  return std::any_of(lengths.begin(), lengths.end(),
+                     [&](std::int64_t length) { return length != lengths[0]; });
+}
+
+/// What a sequence of so many rows is attended by: 0 by sdpa_decode, else spans of so many keys.
+std::int64_t way_of(const SdpaProblem& problem, const PlanTarget& target, std::int64_t rows) {
+  return takes_decode(problem, target, rows) ? 0 : prefill_span_len(problem, rows);
+}
+
+std::vector<BatchPart> parts_of(const SdpaProblem& problem, const PlanTarget& target) {
+  std::vector<BatchPart> parts;
+  if (!has_own_rows(problem)) {
+    if (rows_to_write(problem, 0) > 0) parts.emplace_back().rows_in_use = rows_in_use(problem, 0);
+    return parts;
+  }
+  std::vector<std::int64_t> ways;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    if (rows_to_write(problem, b) == 0) continue;
+    const std::int64_t rows = rows_in_use(problem, b);
+    const std::int64_t way = way_of(problem, target, rows);
+    const auto at =
+        static_cast<std::size_t>(std::find(ways.begin(), ways.end(), way) - ways.begin());
+    if (at == ways.size()) {
+      ways.push_back(way);
+      parts.push_back({{}, false, rows});
+    }
+    parts[at].sequences.push_back(b);
+  }
+  if (parts.size() == 1 && static_cast<std::int64_t>(parts[0].sequences.size()) == problem.batch) {
+    parts[0].is_whole = true;
+    parts[0].sequences.clear();
+  }
+  return parts;
+}
+
 }  // namespace
 
 const char* fast_kernel_name(Family family, DType dtype, Isa isa) {
@@ -59,21 +103,29 @@ const char* fast_kernel_name(Family family, DType dtype, Isa isa) {
   return (*names)[static_cast<std::size_t>(isa)][index_of(family)][index_of(dtype)].c_str();
 }
 
-std::int64_t rows_per_kv_head(const SdpaProblem& problem) {
+std::int64_t rows_to_write(const SdpaProblem& problem, std::int64_t b) {
+  if (problem.has_packed_queries()) return rows_in_use(problem, b);
   return problem.seq_len * (problem.n_heads / problem.n_kv_heads);
 }
 
-double state_bytes(const SdpaProblem& problem, double spans) {
-  const double rows =
-      static_cast<double>(problem.n_kv_heads) * static_cast<double>(rows_per_kv_head(problem));
-  return rows * spans * static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
+std::int64_t rows_in_use(const SdpaProblem& problem, std::int64_t b) {
+  return problem.sequence_query_len(b) * (problem.n_heads / problem.n_kv_heads);
 }
 
-std::int64_t rows_in_use(const SdpaProblem& problem) {
-  const std::int64_t group = problem.n_heads / problem.n_kv_heads;
-  if (problem.query_lengths.empty()) return problem.query_len.value_or(problem.seq_len) * group;
-  const auto& lengths = problem.query_lengths;
-  return *std::max_element(lengths.begin(), lengths.end()) * group;
+double part_flops(const SdpaProblem& problem, const BatchPart& part) {
+  double pairs = 0;
+  if (part.is_whole) {
+    pairs = visible_pairs(problem);
+  } else {
+    for (const std::int64_t b : part.sequences) pairs += visible_pairs(problem, b);
+  }
+  return 2.0 * pairs * static_cast<double>(problem.n_heads) *
+         static_cast<double>(problem.head_dim + problem.value_dim);
+}
+
+double state_bytes(const SdpaProblem& problem, double states) {
+  return static_cast<double>(problem.n_kv_heads) * states *
+         static_cast<double>(state_slots(problem.value_dim)) * sizeof(float);
 }
 
 std::int64_t keys_in_reach(const SdpaProblem& problem, std::int64_t b) {
@@ -88,18 +140,19 @@ std::int64_t visible_spans(const SdpaProblem& problem, std::int64_t b, std::int6
   return (band.end + span_len - 1) / span_len - band.begin / span_len;
 }
 
-void bind_states(const SdpaProblem& problem, std::int64_t spans, std::int64_t head_counters,
+void bind_states(const SdpaProblem& problem, std::int64_t states, std::int64_t head_counters,
                  Plan& plan) {
   PlanStep& step = plan.steps.back();
   const auto counters =
       static_cast<std::uint64_t>(problem.batch * problem.n_kv_heads * head_counters);
-  plan.scratch_bytes[0] =
-      static_cast<std::uint64_t>(state_bytes(problem, static_cast<double>(spans)));
-  plan.scratch_bytes[1] = counters * sizeof(std::uint32_t);
+  const auto bytes = static_cast<std::uint64_t>(state_bytes(problem, static_cast<double>(states)));
+  // Steps of one plan run one after the other.
+  plan.scratch_bytes[0] = std::max(plan.scratch_bytes[0], bytes);
+  plan.scratch_bytes[1] = std::max(plan.scratch_bytes[1], counters * sizeof(std::uint32_t));
   step.bindings.push_back({SDPA_BUFFER_PARTIAL_O, PlanOperand::scratch0});
   step.bindings.push_back({kBufferSpansDone, PlanOperand::scratch1, true});
-  step.writes.push_back({PlanOperand::scratch0, 0, plan.scratch_bytes[0]});
-  step.writes.push_back({PlanOperand::scratch1, 0, plan.scratch_bytes[1]});
+  step.writes.push_back({PlanOperand::scratch0, 0, bytes});
+  step.writes.push_back({PlanOperand::scratch1, 0, counters * sizeof(std::uint32_t)});
 }
 
 void register_fast(const std::function<void(const char*, NativeKernel)>& add) {
@@ -118,10 +171,15 @@ void register_fast(const std::function<void(const char*, NativeKernel)>& add) {
 bool plan_fast(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
   if (kernel_table(target.isa) == nullptr) return false;
   const std::string& forced = problem.kernel;
-  const bool decode = forced.empty() || forced == "sdpa_decode";
-  const bool prefill = forced.empty() || forced == "sdpa_prefill";
-  return (decode && plan_decode(problem, target, plan)) ||
-         (prefill && plan_prefill(problem, target, plan));
+  if (!forced.empty() && forced != "sdpa_decode" && forced != "sdpa_prefill") return false;
+  for (const BatchPart& part : parts_of(problem, target)) {
+    if (takes_decode(problem, target, part.rows_in_use)) {
+      plan_decode(problem, part, target, plan);
+    } else {
+      plan_prefill(problem, part, target, plan);
+    }
+  }
+  return true;
 }
 
 }  // namespace metal_sdpa::cpu

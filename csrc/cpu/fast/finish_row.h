@@ -46,16 +46,17 @@ template <typename T>
 inline void write_row(const NativeLaunch& launch, const RowPlace& row, const RowFinish& finish) {
   const SdpaArgs& args = args_of(launch);
   const int value_dim = static_cast<int>(args.value_dim);
+  const SdpaSequence sequence = sequence_of(launch, row.b);
   const Vec factor = splat(finish.factor);
   const Vec divisor = splat(finish.divisor);
   if (args.out_f32 != 0) {
-    float* out = output_rows<float>(launch, row.b, row.h)[row.i];
+    float* out = output_rows<float>(launch, sequence, row.b, row.h)[row.i];
     store_row(finish.values, factor, divisor, value_dim, out);
   } else {
     store_row(finish.values, factor, divisor, value_dim,
-              output_rows<T>(launch, row.b, row.h)[row.i]);
+              output_rows<T>(launch, sequence, row.b, row.h)[row.i]);
   }
-  float* lse = lse_rows(launch, row.b, row.h);
+  float* lse = lse_rows(launch, sequence, row.b, row.h);
   if (lse != nullptr) lse[row.i] = finish.lse;
 }
 

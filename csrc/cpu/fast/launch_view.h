@@ -2,6 +2,7 @@
 // for the reason that simd.h gives: the inline members of NativeLaunch are not called here.
 #pragma once
 
+#include "cpu/key_place.h"
 #include "metal_sdpa/native_kernel.h"
 #include "shaders/sdpa_args.h"
 
@@ -71,32 +72,33 @@ inline Rows<T> rows_of(const BoundMemory& memory, sdpa_i64 offset, const SdpaStr
 }
 
 template <typename T>
-inline Rows<const T> query_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+inline Rows<const T> query_rows(const NativeLaunch& launch, const SdpaSequence& sequence,
+                                sdpa_i64 b, sdpa_i64 h) {
   const SdpaArgs& args = args_of(launch);
-  return rows_of<const T>(launch.bindings[SDPA_BUFFER_Q], args.q_offset, args.q_stride, b, h);
-}
-template <typename T>
-inline Rows<const T> key_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
-  const SdpaArgs& args = args_of(launch);
-  return rows_of<const T>(launch.bindings[SDPA_BUFFER_K], args.k_offset, args.k_stride, b, kv_h);
-}
-template <typename T>
-inline Rows<const T> value_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
-  const SdpaArgs& args = args_of(launch);
-  return rows_of<const T>(launch.bindings[SDPA_BUFFER_V], args.v_offset, args.v_stride, b, kv_h);
+  return rows_of<const T>(launch.bindings[SDPA_BUFFER_Q],
+                          args.q_offset + sequence.q_row * args.q_stride.row, args.q_stride, b, h);
 }
 /// T is what the output holds.
 template <typename T>
-inline Rows<T> output_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+inline Rows<T> output_rows(const NativeLaunch& launch, const SdpaSequence& sequence, sdpa_i64 b,
+                           sdpa_i64 h) {
   const SdpaArgs& args = args_of(launch);
-  return rows_of<T>(launch.bindings[SDPA_BUFFER_OUT], args.out_offset, args.out_stride, b, h);
+  return rows_of<T>(launch.bindings[SDPA_BUFFER_OUT],
+                    args.out_offset + sequence.q_row * args.out_stride.row, args.out_stride, b, h);
 }
 
 /// The log-sum-exps of one (batch, head), [L]; nullptr where they are not asked for.
-inline float* lse_rows(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 h) {
+inline float* lse_rows(const NativeLaunch& launch, const SdpaSequence& sequence, sdpa_i64 b,
+                       sdpa_i64 h) {
   float* lse = static_cast<float*>(launch.bindings[SDPA_BUFFER_LSE].data);
   const SdpaArgs& args = args_of(launch);
-  return lse == nullptr ? nullptr : lse + (b * args.n_heads + h) * args.seq_len;
+  return lse == nullptr ? nullptr : lse + b * args.lse_batch + h * args.lse_head + sequence.q_row;
+}
+
+/// Rows of a sequence that are to be written, under one KV head.
+inline sdpa_i64 rows_to_write(const SdpaArgs& args, const SdpaSequence& sequence) {
+  const sdpa_i64 rows = args.packed_rows != 0 ? sequence.query_len : sdpa_i64{args.seq_len};
+  return rows * (args.n_heads / args.n_kv_heads);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

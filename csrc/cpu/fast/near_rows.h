@@ -1,7 +1,7 @@
 // Brings rows of keys and values near before they are multiplied, while others are.
 #pragma once
 
-#include "cpu/fast/launch_view.h"
+#include "cpu/fast/key_rows.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
@@ -25,17 +25,17 @@ struct Load {
   }
 };
 
-/// n_rows rows of row_bytes bytes each, from `first` on, `stride` bytes apart.
+/// n_rows rows of row_bytes bytes each, which `rows` points to. One more pointer follows the last.
 struct MemoryRows {
-  const char* first = nullptr;
-  sdpa_i64 stride = 0;
+  const char* const* rows = nullptr;
   int row_bytes = 0;
   int n_rows = 0;
+  bool is_contiguous = false;  ///< no gap between any two rows
 
   int lines() const { return n_rows * ((row_bytes + kLineBytes - 1) / kLineBytes); }
 
   MemoryRows slice(int begin, int end) const {
-    return {first + begin * stride, stride, row_bytes, end - begin};
+    return {rows + begin, row_bytes, end - begin, is_contiguous};
   }
 
   /// Parts begin..end of `parts`.
@@ -47,18 +47,16 @@ struct MemoryRows {
 
   /// Rows without a gap between them are one long row.
   MemoryRows joined() const {
-    return stride == row_bytes && n_rows > 0 ? MemoryRows{first, stride, row_bytes * n_rows, 1}
-                                             : *this;
+    return is_contiguous && n_rows > 0 ? MemoryRows{rows, row_bytes * n_rows, 1, true} : *this;
   }
 };
 
-/// `n_rows` rows of `width` elements, from row `begin` on.
+/// `n_rows` rows of `width` elements.
 template <typename T>
-inline MemoryRows memory_rows(const Rows<const T>& rows, sdpa_i64 begin, sdpa_i64 n_rows,
-                              sdpa_u32 width) {
-  constexpr int kSize = sizeof(T);
-  return {reinterpret_cast<const char*>(rows[begin]), rows.stride * kSize,
-          static_cast<int>(width) * kSize, static_cast<int>(n_rows)};
+inline MemoryRows memory_rows(const T* const* rows, sdpa_i64 n_rows, sdpa_u32 width,
+                              bool is_contiguous) {
+  return {reinterpret_cast<const char* const*>(rows), static_cast<int>(width * sizeof(T)),
+          static_cast<int>(n_rows), is_contiguous};
 }
 
 /// A walk over the lines of some rows, in the order of addresses: memory gives its full rate to no
@@ -69,11 +67,12 @@ class NearRows {
   NearRows() = default;
   explicit NearRows(const MemoryRows& rows) {
     const MemoryRows joined = rows.joined();
-    line_ = joined.first;
-    row_end_ = joined.first + joined.row_bytes;
-    stride_ = joined.stride;
-    row_bytes_ = joined.row_bytes;
     left_ = joined.lines();
+    if (left_ == 0) return;
+    rows_ = joined.rows;
+    row_bytes_ = joined.row_bytes;
+    line_ = *rows_;
+    row_end_ = line_ + row_bytes_;
   }
 
   int lines_left() const { return left_; }
@@ -84,8 +83,8 @@ class NearRows {
     --left_;
     line_ += kLineBytes;
     if (line_ < row_end_) return;
-    row_end_ += stride_;
-    line_ = row_end_ - row_bytes_;
+    line_ = *++rows_;
+    row_end_ = line_ + row_bytes_;
   }
 
   /// The next kLines lines, or none where fewer are left.
@@ -104,7 +103,7 @@ class NearRows {
  private:
   const char* line_ = nullptr;
   const char* row_end_ = nullptr;
-  sdpa_i64 stride_ = 0;
+  const char* const* rows_ = nullptr;
   int row_bytes_ = 0;
   int left_ = 0;
 };

@@ -43,9 +43,11 @@ class PrefillItem {
         span_begin_(larger(first_span_ + share.span_begin, spans_.begin)),
         span_end_(smaller(first_span_ + share.span_begin + share.n_spans, spans_.end)),
         end_key_(smaller(span_end_ * args_.span_len, keys_.end)),
+        key_rows_(key_rows<T>(launch, sequence_, b, kv_h)),
+        value_rows_(value_rows<T>(launch, sequence_, b, kv_h)),
         is_shared_(span_end_ - span_begin_ < spans_.count()),
         counter_(share.counter),
-        shared_(launch, b, kv_h),
+        shared_(launch, sequence_, b, kv_h),
         rule_(launch, sequence_, b) {}
 
   /// False when asked to stop, with no output written.
@@ -115,12 +117,16 @@ class PrefillItem {
     const sdpa_i64 block_slots = kPairs<T> ? sizeof(PairsBlock) / sizeof(float) : 0;
     const sdpa_i64 heavy_slots = kPairs<T> ? kRows * sizeof(HeavyPairs) / sizeof(float) : 0;
     const sdpa_i64 mask_slots = rule_.has_mask() ? kMaxBlock : 0;
-    constexpr int kPlaces = 10;
-    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,   v_slots,     kRows * kScoreStep,
-                                     tile_slots,  out_slots, total_slots, block_slots,
-                                     heavy_slots, mask_slots};
-    float** const places[kPlaces] = {&q_,          &k_,      &v_,     &scores_, &states_,
-                                     &numerators_, &totals_, &block_, &heavy_,  &entries_.memory};
+    const sdpa_i64 table_slots = (2 * block_len_ + 1) * sdpa_i64{sizeof(const T*) / sizeof(float)};
+    constexpr int kPlaces = 12;
+    const sdpa_i64 slots[kPlaces] = {q_slots,     k_slots,    v_slots,     kRows * kScoreStep,
+                                     tile_slots,  out_slots,  total_slots, block_slots,
+                                     heavy_slots, mask_slots, table_slots, table_slots};
+    float* key_table = nullptr;
+    float* value_table = nullptr;
+    float** const places[kPlaces] = {&q_,          &k_,         &v_,     &scores_, &states_,
+                                     &numerators_, &totals_,    &block_, &heavy_,  &entries_.memory,
+                                     &key_table,   &value_table};
     constexpr sdpa_i64 kLine = 16;  // slots
     sdpa_i64 total = 0;
     for (const sdpa_i64 n : slots) total += (n + kLine - 1) / kLine * kLine;
@@ -129,6 +135,8 @@ class PrefillItem {
       *places[i] = next;
       next += (slots[i] + kLine - 1) / kLine * kLine;
     }
+    key_table_ = reinterpret_cast<const T**>(key_table);
+    value_table_ = reinterpret_cast<const T**>(value_table);
   }
 
   PairsBlock* pairs_block() { return reinterpret_cast<PairsBlock*>(block_); }
@@ -145,7 +153,8 @@ class PrefillItem {
       for (int r = 0; r < kStep; ++r) {
         const int row = begin + r;
         const bool is_row = row < tile_begin(tile + 1);
-        rows[r] = is_row ? query_rows<T>(launch_, b_, head_of(row))[query_of(row)] : zero_row<T>();
+        rows[r] = is_row ? query_rows<T>(launch_, sequence_, b_, head_of(row))[query_of(row)]
+                         : zero_row<T>();
       }
       pack_tile(rows, q_ + sdpa_i64{tile} * kStep * depth_);
     }
@@ -191,13 +200,13 @@ class PrefillItem {
     n_keys = trim_block(begin, n_keys);
     if (n_keys == 0) return;
     const int skip = static_cast<int>(larger<sdpa_i64>(keys_.begin - begin, 0));
-    pack_keys<T>(key_rows<T>(launch_, b_, kv_h_), begin, skip, n_keys,
-                 static_cast<int>(args_.head_dim), k_);
-    pack_values<T>(value_rows<T>(launch_, b_, kv_h_), begin, skip, n_keys,
-                   static_cast<int>(args_.value_dim), panel_depth_, v_);
+    const int n_rows = find_rows(begin, skip);
+    pack_keys(key_table_, skip, n_keys, static_cast<int>(args_.head_dim), k_);
+    pack_values(value_table_, skip, n_keys, n_rows, static_cast<int>(args_.value_dim), panel_depth_,
+                v_);
     if constexpr (kPairs<T>) {
-      describe_values(value_rows<T>(launch_, b_, kv_h_), begin, skip, n_keys,
-                      static_cast<int>(args_.value_dim), *pairs_block());
+      describe_values(value_table_, skip, n_keys, static_cast<int>(args_.value_dim),
+                      *pairs_block());
       spread_fractions(static_cast<std::uint32_t>(begin / block_len_), pairs_block()->fractions);
     }
     aim_at_next(begin + block_len_);
@@ -207,6 +216,15 @@ class PrefillItem {
     for (int tile = 0; tile < n_tiles_; ++tile) attend_tile(tile, begin, n_keys);
   }
 
+  /// Rows of the block that begins at key `begin`, but for the first `skip`, and of the next one of
+  /// this item; returns how many, from `begin` on.
+  int find_rows(sdpa_i64 begin, int skip) {
+    const sdpa_i64 n = smaller<sdpa_i64>(2 * block_len_, end_key_ - begin);
+    key_rows_.find(begin + skip, n - skip, key_table_ + skip);
+    value_rows_.find(begin + skip, n - skip, value_table_ + skip);
+    return static_cast<int>(n);
+  }
+
   /// The block that begins at key `begin` comes near over the steps of one block's products.
   void aim_at_next(sdpa_i64 begin) {
     const sdpa_i64 n = larger<sdpa_i64>(smaller<sdpa_i64>(block_len_, end_key_ - begin), 0);
@@ -214,8 +232,10 @@ class PrefillItem {
     const sdpa_i64 v_steps = sdpa_i64{slots_for<T>(block_len_)} * ((out_vecs_ + 1) / 2);
     const int tile_rows = (n_rows_ + n_tiles_ - 1) / n_tiles_;
     const int turns = kUsesAmx<T> || half_rows(tile_rows, 2) == tile_rows ? 1 : 2;
-    near_.aim(memory_rows(key_rows<T>(launch_, b_, kv_h_), begin, n, args_.head_dim),
-              memory_rows(value_rows<T>(launch_, b_, kv_h_), begin, n, args_.value_dim),
+    near_.aim(memory_rows(key_table_ + block_len_, n, args_.head_dim,
+                          key_rows_.is_contiguous(args_.head_dim)),
+              memory_rows(value_table_ + block_len_, n, args_.value_dim,
+                          value_rows_.is_contiguous(args_.value_dim)),
               n_tiles_ * turns * (k_steps + v_steps));
   }
 
@@ -385,6 +405,8 @@ class PrefillItem {
   const sdpa_i64 span_begin_;  ///< of this item's
   const sdpa_i64 span_end_;
   const sdpa_i64 end_key_;  ///< of this item
+  const KeyRows<T> key_rows_;
+  const KeyRows<T> value_rows_;
   const bool is_shared_;    ///< other items have spans that its rows see
   const sdpa_i64 counter_;  ///< of spans done by the items of these rows
   const SpanMemory shared_;
@@ -393,15 +415,17 @@ class PrefillItem {
   int panel_depth_ = 0;
   SpreadRows near_;
 
-  float* q_ = nullptr;           ///< [tile][depth][kStep]; for AMX [tile][row][depth]
-  float* k_ = nullptr;           ///< [panel][depth][kPanel]
-  float* v_ = nullptr;           ///< [panel][panel_depth][kPanel]
-  float* scores_ = nullptr;      ///< [kRows][kScoreStep], then weights
-  float* states_ = nullptr;      ///< TileStates [n_tiles]
-  float* numerators_ = nullptr;  ///< [n_rows][out_step]
-  float* totals_ = nullptr;      ///< RowTotal [n_rows]
-  float* block_ = nullptr;       ///< with pairs: PairsBlock
-  float* heavy_ = nullptr;       ///< with pairs: HeavyPairs [kRows]
+  const T** key_table_ = nullptr;    ///< rows of a block and the next
+  const T** value_table_ = nullptr;  ///< the same
+  float* q_ = nullptr;               ///< [tile][depth][kStep]; for AMX [tile][row][depth]
+  float* k_ = nullptr;               ///< [panel][depth][kPanel]
+  float* v_ = nullptr;               ///< [panel][panel_depth][kPanel]
+  float* scores_ = nullptr;          ///< [kRows][kScoreStep], then weights
+  float* states_ = nullptr;          ///< TileStates [n_tiles]
+  float* numerators_ = nullptr;      ///< [n_rows][out_step]
+  float* totals_ = nullptr;          ///< RowTotal [n_rows]
+  float* block_ = nullptr;           ///< with pairs: PairsBlock
+  float* heavy_ = nullptr;           ///< with pairs: HeavyPairs [kRows]
 };
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/fast/amx.h"
-#include "cpu/fast/launch_view.h"
+#include "cpu/fast/key_rows.h"
 #include "cpu/fast/simd.h"
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
@@ -112,17 +112,16 @@ inline void clear_slots(float* panels, int n_panels, int panel_slots, int begin,
   }
 }
 
-/// Keys begin..begin+n_keys in panels of kPanel keys, [panel][depth][kPanel]; zeros past the last.
+/// The n_keys keys of rows k in panels of kPanel keys, [panel][depth][kPanel]; zeros past the last.
 /// Of the first `skip` keys only zeros are packed.
 template <typename T>
-inline void pack_keys(const Rows<const T>& k, sdpa_i64 begin, int skip, int n_keys, int head_dim,
-                      float* packed) {
+inline void pack_keys(const T* const* k, int skip, int n_keys, int head_dim, float* packed) {
   const int depth = whole_depth<T>(slots_for<T>(head_dim));
   const int panel_slots = depth * kPanel;
   const T* rows[2][kLanes];
   const auto find_rows = [&](int j, const T** found) {
     for (int i = 0; i < kLanes; ++i) {
-      found[i] = j + i >= skip && j + i < n_keys ? k[begin + j + i] : zero_row<T>();
+      found[i] = j + i >= skip && j + i < n_keys ? k[j + i] : zero_row<T>();
     }
   };
   find_rows(0, rows[0]);
@@ -154,8 +153,8 @@ inline void pack_value_row(const T* row, const T* near, int value_dim, int panel
 }
 
 /// The same of two rows of bf16 as pairs.
-inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near, sdpa_i64 stride,
-                            int value_dim, int panel_slots, float* slot) {
+inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near_even,
+                            const BF16* near_odd, int value_dim, int panel_slots, float* slot) {
   const auto store_columns = [&](Vec a, Vec b) {
     Vec low, high;
     zip_pairs(a, b, low, high);
@@ -165,8 +164,8 @@ inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near,
   };
   int d = 0;
   for (; d + kPanel <= value_dim; d += kPanel) {
-    __builtin_prefetch(near + d);
-    __builtin_prefetch(near + stride + d);
+    __builtin_prefetch(near_even + d);
+    __builtin_prefetch(near_odd + d);
     store_columns(load_pairs(even + d), load_pairs(odd + d));
   }
   if (d == value_dim) return;
@@ -176,19 +175,21 @@ inline void pack_value_pair(const BF16* even, const BF16* odd, const BF16* near,
 
 /// Values of the same keys in panels of kPanel columns, [panel][depth][kPanel], where depth runs
 /// over keys (pairs of keys: an odd last one is paired with zeros). The first `skip` are zeros.
+/// Rows up to v[n_rows] come near, n_keys at least.
 template <typename T>
-inline void pack_values(const Rows<const T>& v, sdpa_i64 begin, int skip, int n_keys, int value_dim,
+inline void pack_values(const T* const* v, int skip, int n_keys, int n_rows, int value_dim,
                         int panel_depth, float* packed) {
   const int panel_slots = panel_depth * kPanel;
   const int first = skip / kPerSlot<T>;
   clear_slots(packed, (value_dim + kPanel - 1) / kPanel, panel_slots, 0, first);
   for (int j = first * kPerSlot<T>; j < n_keys; j += kPerSlot<T>) {
-    const T* row = j < skip ? zero_row<T>() : v[begin + j];
-    const T* near = v[begin + j + kRowsAhead];
+    const T* row = j < skip ? zero_row<T>() : v[j];
+    const T* near = v[smaller(j + kRowsAhead, n_rows)];
     float* slot = packed + j / kPerSlot<T> * kPanel;
     if constexpr (kPairs<T>) {
-      const T* odd = j + 1 < n_keys ? v[begin + j + 1] : zero_row<T>();
-      pack_value_pair(row, odd, near, v.stride, value_dim, panel_slots, slot);
+      const T* odd = j + 1 < n_keys ? v[j + 1] : zero_row<T>();
+      const T* near_odd = v[smaller(j + kRowsAhead + 1, n_rows)];
+      pack_value_pair(row, odd, near, near_odd, value_dim, panel_slots, slot);
     } else {
       pack_value_row(row, near, value_dim, panel_slots, slot);
     }

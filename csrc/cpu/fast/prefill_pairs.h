@@ -106,8 +106,8 @@ inline Vec at_most(Vec v, Vec most) {
 }
 
 /// Describes the keys that pack_values takes.
-inline void describe_values(const Rows<const BF16>& v, sdpa_i64 begin, int skip, int n_keys,
-                            int value_dim, PairsBlock& block) {
+inline void describe_values(const BF16* const* v, int skip, int n_keys, int value_dim,
+                            PairsBlock& block) {
   constexpr int kUnit = 2 * kLanes;
   const Vec ones = pair_of_ones();
   const Vec inverse_root = splat(1.0f) / sqrt(splat(static_cast<float>(value_dim)));
@@ -119,7 +119,7 @@ inline void describe_values(const Rows<const BF16>& v, sdpa_i64 begin, int skip,
       Vec square = splat(0.0f);
       Vec sum = splat(0.0f);
       const bool is_key = j + i >= skip && j + i < n_keys;
-      const BF16* row = is_key ? v[begin + j + i] : zero_row<BF16>();
+      const BF16* row = is_key ? v[j + i] : zero_row<BF16>();
       const auto add = [&](Vec pairs) {
         square = dot_pairs(square, pairs, pairs);
         sum = dot_pairs(sum, absolute_pairs(pairs), ones);

@@ -53,8 +53,10 @@ class ScoreRule {
     element_size_ = args_.mask_kind == SDPA_ELEMENT_BOOL  ? 1
                     : args_.mask_kind == SDPA_ELEMENT_F32 ? 4
                                                           : 2;
-    mask_ = static_cast<const char*>(launch.bindings[SDPA_BUFFER_MASK].data) +
-            (args_.mask_offset + b * args_.mask_stride.batch) * element_size_;
+    mask_ =
+        static_cast<const char*>(launch.bindings[SDPA_BUFFER_MASK].data) +
+        (args_.mask_offset + b * args_.mask_stride.batch + sequence.q_row * args_.mask_stride.row) *
+            element_size_;
   }
 
   /// What products are multiplied by.

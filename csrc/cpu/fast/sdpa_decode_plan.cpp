@@ -39,7 +39,7 @@ constexpr double kItemKeys = 16;
 
 struct Spans {
   std::int64_t longest = 0;  ///< of one sequence
-  std::int64_t all = 0;      ///< of all sequences
+  std::int64_t states = 0;   ///< of one KV head of all sequences
 };
 
 /// An item a span, at least one a KV head.
@@ -47,7 +47,8 @@ SequenceWork work_of(const SdpaProblem& problem, std::int64_t b, std::int64_t sp
   SequenceWork work;
   work.sequence = b;
   work.spans = visible_spans(problem, b, span_len);
-  work.set_rows = rows_per_kv_head(problem);
+  work.rows = rows_to_write(problem, b);
+  work.set_rows = work.rows;
   work.n_parts = std::max<std::int64_t>(work.spans, 1);
   work.has_states = true;
   work.item_cost = kItemKeys + static_cast<double>(keys_in_reach(problem, b)) /
@@ -55,22 +56,25 @@ SequenceWork work_of(const SdpaProblem& problem, std::int64_t b, std::int64_t sp
   return work;
 }
 
-Spans bind_list(const SdpaProblem& problem, std::int64_t span_len, int threads, PlanStep& step) {
+Spans bind_list(const SdpaProblem& problem, const BatchPart& part, std::int64_t span_len,
+                int threads, PlanStep& step) {
   std::vector<SequenceWork> works;
-  works.reserve(static_cast<std::size_t>(problem.batch));
   Spans spans;
-  for (std::int64_t b = 0; b < problem.batch; ++b) {
+  for_each_sequence(problem, part, [&](std::int64_t b) {
     const SequenceWork& work = works.emplace_back(work_of(problem, b, span_len));
     spans.longest = std::max(spans.longest, work.spans);
-    spans.all += work.spans;
-  }
+    spans.states += work.states();
+  });
   bind_work(problem, std::move(works), threads, step);
   return spans;
 }
 
 /// Whether a grid would have empty items, or items of several threads that differ.
-bool wants_list(const SdpaProblem& problem, std::int64_t span_len, double flops, int threads) {
+bool wants_list(const SdpaProblem& problem, const BatchPart& part, std::int64_t span_len,
+                double flops, int threads) {
+  if (!part.is_whole) return true;
   if (!is_uneven(problem)) return false;
+  if (problem.has_packed_queries()) return true;
   if (threads > 1 && flops >= 2 * kFlopsPerThread) return true;
   for (std::int64_t b = 1; b < problem.batch; ++b) {
     if (visible_spans(problem, b, span_len) != visible_spans(problem, 0, span_len)) return true;
@@ -83,31 +87,32 @@ Spans set_grid(const SdpaProblem& problem, std::int64_t span_len, PlanStep& step
   step.threadgroups = {static_cast<std::uint32_t>(std::max<std::int64_t>(spans, 1)),
                        static_cast<std::uint32_t>(problem.n_kv_heads),
                        static_cast<std::uint32_t>(problem.batch)};
-  return {spans, spans * problem.batch};
+  return {spans, spans * problem.batch * rows_to_write(problem, 0)};
 }
 
 }  // namespace
 
-bool plan_decode(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
-  if (problem.kernel.empty() && rows_in_use(problem) > most_rows(problem.dtype, target.isa))
-    return false;
+bool decode_suits(const SdpaProblem& problem, const PlanTarget& target, std::int64_t rows) {
+  return rows <= most_rows(problem.dtype, target.isa);
+}
+
+void plan_decode(const SdpaProblem& problem, const BatchPart& part, const PlanTarget& target,
+                 Plan& plan) {
   const int span_len =
       decode_span_len(static_cast<int>(dtype_size(problem.dtype)),
                       static_cast<int>(problem.head_dim), static_cast<int>(problem.value_dim));
   SdpaArgs args = sdpa_args(problem, static_cast<std::uint32_t>(span_len));
   PlanStep& step = plan.steps.emplace_back();
   step.kernel = fast_kernel_name(Family::decode, problem.dtype, target.isa);
-  step.flops = 2.0 * visible_pairs(problem) * static_cast<double>(problem.n_heads) *
-               static_cast<double>(problem.head_dim + problem.value_dim);
-  const Spans spans = wants_list(problem, span_len, step.flops, target.threads)
-                          ? bind_list(problem, span_len, target.threads, step)
+  step.flops = part_flops(problem, part);
+  const Spans spans = wants_list(problem, part, span_len, step.flops, target.threads)
+                          ? bind_list(problem, part, span_len, target.threads, step)
                           : set_grid(problem, span_len, step);
   args.n_spans = static_cast<std::uint32_t>(spans.longest);
   bind_sdpa_operands(problem, step);
   bind_sdpa_args(problem, args, step);
-  if (spans.longest > 1) bind_states(problem, spans.all, 1, plan);
-  plan.span_len = span_len;
-  return true;
+  if (spans.longest > 1) bind_states(problem, spans.states, 1, plan);
+  plan.span_len = std::max<std::int64_t>(plan.span_len, span_len);
 }
 
 }  // namespace metal_sdpa::cpu

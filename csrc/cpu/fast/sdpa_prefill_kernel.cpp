@@ -22,9 +22,9 @@ namespace {
 /// rows times parts of the spans, n_kv_heads, batch).
 WorkRun even_run(const NativeLaunch& launch) {
   const SdpaArgs& args = args_of(launch);
-  const sdpa_i64 n_rows = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
   WorkRun run{};
   if (work_header(launch) != nullptr) return run;
+  const sdpa_i64 n_rows = rows_to_write(args, sequence_of(launch, 0));
   run.set_rows = args.group_split;
   run.n_sets = static_cast<sdpa_u32>((n_rows + run.set_rows - 1) / run.set_rows);
   run.head_counters = run.n_sets;
@@ -38,7 +38,7 @@ WorkRun even_run(const NativeLaunch& launch) {
 /// short items fill the end of the queue.
 PrefillShare share_of(const NativeLaunch& launch, const WorkRun& run, const ItemPlace& place) {
   const SdpaArgs& args = args_of(launch);
-  const sdpa_i64 n_rows = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
+  const sdpa_i64 n_rows = rows_to_write(args, sequence_of(launch, place.b));
   const sdpa_i64 set = run.n_sets - 1 - place.index % run.n_sets;
   PrefillShare share;
   share.row_begin = set * run.set_rows;

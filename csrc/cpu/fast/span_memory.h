@@ -11,27 +11,27 @@ namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 class SpanMemory {
  public:
   /// Without memory where the launch has none bound.
-  SpanMemory(const NativeLaunch& launch, sdpa_i64 b, sdpa_i64 kv_h) {
+  SpanMemory(const NativeLaunch& launch, const SdpaSequence& sequence, sdpa_i64 b, sdpa_i64 kv_h) {
     const SdpaArgs& args = args_of(launch);
-    n_rows_ = sdpa_i64{args.seq_len} * (args.n_heads / args.n_kv_heads);
+    n_rows_ = rows_to_write(args, sequence);
     slots_ = state_slots(args.value_dim);
     states_ = static_cast<float*>(launch.bindings[SDPA_BUFFER_PARTIAL_O].data);
     done_ = static_cast<std::uint32_t*>(launch.bindings[kBufferSpansDone].data);
     if (states_ == nullptr) return;
-    sdpa_i64 before = b * args.n_spans;
-    sdpa_i64 n_spans = args.n_spans;
+    sdpa_i64 n_states = args.n_spans * n_rows_;  // of one KV head
+    sdpa_i64 before = b * n_states;
     if (const WorkHeader* work = work_header(launch)) {
       const std::uint64_t* states_before = work_states(work) + b;
       before = static_cast<sdpa_i64>(states_before[0]);
-      n_spans = static_cast<sdpa_i64>(states_before[1]) - before;
+      n_states = static_cast<sdpa_i64>(states_before[1]) - before;
     }
-    states_ += (before * args.n_kv_heads + kv_h * n_spans) * n_rows_ * slots_;
+    states_ += (before * args.n_kv_heads + kv_h * n_states) * slots_;
   }
 
   /// Takes memory for one span of each row instead.
   void place(float* memory) { states_ = memory; }
 
-  /// Slots of row `row`, of the L * group of the KV head, for span `span`, counted from the first
+  /// Slots of row `row` of the KV head, for span `span`, counted from the first
   /// that any row of the sequence sees.
   float* slots_of(sdpa_i64 span, sdpa_i64 row) const {
     return states_ + (span * n_rows_ + row) * slots_;

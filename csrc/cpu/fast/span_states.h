@@ -10,7 +10,7 @@ namespace metal_sdpa::cpu {
 /// Buffer index of u32 counters, one for each set of rows whose items wait for each other: spans
 /// that are done. Behind those of sdpa_args.h; the other devices have no such buffer. The states
 /// are in SDPA_BUFFER_PARTIAL_O, f32 [B, Hkv, n_spans, rows of a KV head, state_slots]; with a work
-/// list (work_table.h) each sequence has room for its own spans only.
+/// list (work_table.h) each sequence has room for its own spans and rows only.
 constexpr std::uint32_t kBufferSpansDone = 12;
 
 /// The state of one row and one span: f32 slots, in units of 2^maximum.

@@ -83,8 +83,7 @@ std::vector<std::uint64_t> states_before(const SdpaProblem& problem,
                                          const std::vector<SequenceWork>& works) {
   std::vector<std::uint64_t> before(static_cast<std::size_t>(problem.batch) + 1);
   for (const SequenceWork& work : works) {
-    const auto spans = static_cast<std::uint64_t>(work.has_states ? work.spans : 0);
-    before[static_cast<std::size_t>(work.sequence) + 1] = spans;
+    before[static_cast<std::size_t>(work.sequence) + 1] = static_cast<std::uint64_t>(work.states());
   }
   for (std::size_t b = 1; b < before.size(); ++b) before[b] += before[b - 1];
   return before;

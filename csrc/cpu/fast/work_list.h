@@ -13,6 +13,7 @@ namespace metal_sdpa::cpu {
 struct SequenceWork {
   std::int64_t sequence = 0;
   std::int64_t spans = 0;  ///< that any row sees
+  std::int64_t rows = 1;   ///< that are to be written under a KV head
   std::int64_t set_rows = 1;
   std::int64_t n_sets = 1;
   std::int64_t part_spans = 1;
@@ -21,6 +22,8 @@ struct SequenceWork {
   double item_cost = 0;     ///< mean, in any unit
 
   std::int64_t items_of_head() const { return n_sets * n_parts; }
+  /// Of a KV head, which are left in memory.
+  std::int64_t states() const { return has_states ? spans * rows : 0; }
 };
 
 /// Counters of spans done that a KV head needs.

@@ -10,8 +10,8 @@ namespace metal_sdpa::cpu {
 
 /// Buffer index of the list. It holds a WorkHeader, a
 /// WorkRun for each sequence, the first item of each threadgroup and one past the last (u64), and
-/// for each sequence the spans before its own that have room for a state (u64, one more at the
-/// end).
+/// for each sequence the states of a KV head, rows times spans, that have room before its own (u64,
+/// one more at the end).
 constexpr std::uint32_t kBufferWork = SDPA_BUFFER_ITEMS;
 
 struct WorkHeader {

@@ -41,6 +41,10 @@ template <>
 struct HostDType<std::int32_t> {
   static constexpr DType value = DType::i32;
 };
+template <>
+struct HostDType<std::int64_t> {
+  static constexpr DType value = DType::i64;
+};
 }  // namespace detail
 
 /// A handle: copies share the memory. Metadata is safe to read from any thread. Memory stays alive

@@ -16,11 +16,13 @@ enum class DType : std::uint8_t {
   u16,
   u32,
   i32,
+  i64,
 };
 
 /// Bytes of one element: 4, 2, 2, 1, 2, 4, 4.
 constexpr std::size_t dtype_size(DType dtype) noexcept {
   if (dtype == DType::u8) return 1;
+  if (dtype == DType::i64) return 8;
   return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::u16 ? 2 : 4;
 }
 

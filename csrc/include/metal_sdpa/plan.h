@@ -24,6 +24,7 @@ enum class PlanOperand : std::uint8_t {
   mask,
   sinks,
   alibi_slopes,
+  block_table,
   scratch0,
   scratch1,
   scratch2,

@@ -85,10 +85,38 @@ struct ScoreTransform {
   std::optional<HeadLayout> sinks;         ///< f32 or q's dtype, finite or -inf; the same for all b
 };
 
+/// Sequences whose rows stand one behind the other: q and out are [Hq, Tq, D], lse [Hq, Tq], k and
+/// v [Hkv, Tk, D]; batch strides mean nothing there. How many rows a sequence has is what
+/// query_lengths and kv_lengths say, of which L and S are the most.
+struct PackedRows {
+  std::vector<std::int64_t> q_rows;   ///< [B] first row of each in q, out and lse; empty: [B, ...]
+  std::int64_t q_total = 0;           ///< Tq
+  std::vector<std::int64_t> kv_rows;  ///< [B] first row of each in k and v; empty: [B, ...]
+  std::int64_t kv_total = 0;          ///< Tk
+};
+
+/// K and V in pages: k [n_pages, Hkv, page_len, D], v [n_pages, Hkv, page_len, Dv], whose batch
+/// strides are those of pages. Slot j of a sequence is row j % page_len of the page that its entry
+/// j / page_len of the block table names.
+struct PageTable {
+  DType dtype = DType::i32;  ///< of the table: i32 or i64
+  std::int64_t page_len = 1;
+  std::int64_t n_pages = 1;
+  std::int64_t offset = 0;           ///< of entry [0][0] from the start of its Buffer
+  std::int64_t sequence_stride = 0;  ///< between the first entries of two sequences
+  std::int64_t entry_stride = 1;
+  /// [B] index of each sequence's first entry, in entries; empty: sequence_stride says it.
+  std::vector<std::int64_t> starts;
+  std::int64_t n_entries = 0;  ///< of one sequence, or of all with starts
+  /// Whether entries that any row sees are looked at when the call is made. A replay reads the
+  /// table anew, unchecked.
+  bool check_entries = true;
+};
+
 /// One attention problem: q [B, Hq, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], out [B, Hq, L, Dv],
 /// lse f32 [B, Hq, L]. B, L and S may be 0: without B or L there is nothing to write. A row that
 /// sees no key is 0, its lse -inf or its sink.
-struct METAL_SDPA_API SdpaProblem : Visibility, ScoreTransform {
+struct METAL_SDPA_API SdpaProblem : Visibility, ScoreTransform, PackedRows {
   DType dtype = DType::f32;      ///< of q, k and v: f32, f16 or bf16
   bool out_f32 = false;          ///< out is f32 whatever q's dtype is
   std::int64_t batch = 1;        ///< B
@@ -99,23 +127,32 @@ struct METAL_SDPA_API SdpaProblem : Visibility, ScoreTransform {
   std::int64_t head_dim = 1;     ///< D
   std::int64_t value_dim = 1;    ///< Dv
   TensorLayout q, k, v, out;
+  std::optional<PageTable>
+      pages;                ///< where k and v are in pages; S is the most slots of a sequence
   bool return_lse = false;  ///< write the natural log of the softmax denominator
   std::string kernel;  ///< a kernel family to force ("sdpa", "sdpa_decode", ...); empty: planner's
 
   /// Layouts of packed row-major tensors for the shape above.
   void set_packed_layouts();
 
+  bool has_packed_queries() const { return !q_rows.empty(); }
+  bool has_packed_keys() const { return !kv_rows.empty(); }
+  bool per_sequence() const {
+    return Visibility::per_sequence() || has_packed_queries() || has_packed_keys() ||
+           pages.has_value();
+  }
   DType out_dtype() const { return out_f32 ? DType::f32 : dtype; }
   std::int64_t sequence_query_len(std::int64_t b) const;
   /// The given one, or the sequence's kv_len less its rows in use.
   std::int64_t sequence_q_start(std::int64_t b) const;
 };
 
-/// Memory of a problem. `lse`, `mask`, `sinks` and `alibi_slopes` are used only where the problem
-/// has them. A tensor without elements needs no Buffer.
+/// Memory of a problem. Those from `lse` on are used only where the problem has them. A tensor
+/// without elements needs no Buffer.
 struct SdpaOperands {
   Buffer q, k, v, out, lse;
   Buffer mask = {}, sinks = {}, alibi_slopes = {};
+  Buffer block_table = {};
 };
 
 /// The engine's front end: packed row-major q and output [batch, n_heads, seq_len, head_dim],
