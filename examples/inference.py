@@ -55,7 +55,8 @@ class Engine:
 
     def _run(self, tokens: list[int], phase: Phase) -> np.ndarray:
         start, attention_start = perf_counter(), self.attention.seconds
-        hidden = self.model.forward(tokens, self.cache.length, self.attention)
+        positions = range(self.cache.length, self.cache.length + len(tokens))
+        hidden = self.model.forward(tokens, positions, self.attention)
         logits = self.model.logits(hidden[-1])
         self.cache.advance(len(tokens))
         phase.tokens += len(tokens)

@@ -5,6 +5,7 @@ SwiGLU. Attention itself is left to an object with an `attend` method (attention
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,11 +58,13 @@ class Transformer:
     def n_parameters(self) -> int:
         return sum(weight.size for weight in self._weights.values())
 
-    def forward(self, tokens: list[int], position: int, attention: Attention) -> np.ndarray:
-        """Runs new tokens that stand at `position` onwards; returns hidden states f32 [L, dim]."""
-        turns = slice(position, position + len(tokens))
+    def forward(
+        self, tokens: Sequence[int], positions: Sequence[int], attention: Attention
+    ) -> np.ndarray:
+        """Runs new tokens, each at its own position; returns hidden states f32 [L, dim]."""
+        turns = np.asarray(positions)
         cos, sin = self._cos[turns], self._sin[turns]
-        x = self._weights["embedding.weight"][tokens]
+        x = self._weights["embedding.weight"][list(tokens)]
         for layer in range(self.config.n_layers):
             x = x + self._attention_block(layer, x, cos, sin, attention)
             x = x + self._mlp_block(layer, x)

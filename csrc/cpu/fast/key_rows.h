@@ -7,6 +7,9 @@
 
 namespace metal_sdpa::cpu::METAL_SDPA_ISA {
 
+using FourPointers = std::uint64_t __attribute__((vector_size(32)));
+static_assert(sizeof(FourPointers) == 4 * sizeof(const void*));
+
 template <typename T>
 class KeyRows {
  public:
@@ -30,8 +33,15 @@ class KeyRows {
   }
 
  private:
+  /// Four at a time: where keys are few elements a pointer by itself costs a tenth of their product.
   void fill(const T* row, sdpa_i64 n, const T** rows) const {
-    for (sdpa_i64 i = 0; i < n; ++i) rows[i] = row + i * place_.row_stride;
+    const auto address = reinterpret_cast<std::uint64_t>(row);
+    const auto step = static_cast<std::uint64_t>(place_.row_stride) * sizeof(T);
+    FourPointers four = {address, address + step, address + 2 * step, address + 3 * step};
+    sdpa_i64 i = 0;
+#pragma GCC unroll 4
+    for (; i + 4 <= n; i += 4, four += 4 * step) __builtin_memcpy(rows + i, &four, sizeof(four));
+    for (; i < n; ++i) rows[i] = row + i * place_.row_stride;
   }
 
   void find_in_pages(sdpa_i64 begin, sdpa_i64 n, const T** rows) const {
