@@ -6,17 +6,23 @@
 namespace metal_sdpa::python {
 namespace {
 
-Shape out_shape(const SdpaInputs& inputs) {
+/// No Shape: a tiny call has no time for an allocation.
+struct Extents {
+  int ndim;
+  std::int64_t extents[4];
+};
+
+Extents out_shape(const SdpaInputs& inputs) {
   const SdpaProblem& problem = inputs.problem;
   const std::int64_t rows = inputs.query_rows();
-  if (inputs.tokens.packed) return {rows, problem.n_heads, problem.value_dim};
-  return {problem.batch, problem.n_heads, rows, problem.value_dim};
+  if (inputs.tokens.packed) return {3, {rows, problem.n_heads, problem.value_dim}};
+  return {4, {problem.batch, problem.n_heads, rows, problem.value_dim}};
 }
 
-Shape lse_shape(const SdpaInputs& inputs) {
+Extents lse_shape(const SdpaInputs& inputs) {
   const SdpaProblem& problem = inputs.problem;
-  if (inputs.tokens.packed) return {problem.n_heads, inputs.query_rows()};
-  return {problem.batch, problem.n_heads, problem.seq_len};
+  if (inputs.tokens.packed) return {2, {problem.n_heads, inputs.query_rows()}};
+  return {3, {problem.batch, problem.n_heads, problem.seq_len}};
 }
 
 Buffer output_buffer(const Device& device, Argument argument, const Result& result,
@@ -35,15 +41,15 @@ Buffer output_buffer(const Device& device, Argument argument, const Result& resu
 void make_out(const SdpaCall& call, const Device& device, SdpaInputs& inputs, Result& out) {
   SdpaProblem& problem = inputs.problem;
   const Argument argument{call.name, "q"};
-  const Shape shape = out_shape(inputs);
+  const Extents shape = out_shape(inputs);
   if (!inputs.tokens.packed) {
     const bool is_reordered =
-        make_result(argument, device, inputs.q, call.q, problem.dtype, shape.data(), out);
+        make_result(argument, device, inputs.q, call.q, problem.dtype, shape.extents, out);
     if (is_reordered) problem.out = tensor_layout({call.name, "out"}, out.array);
     return;
   }
   const Array like = tokens_first(inputs.q);
-  make_result(argument, device, like, call.q, problem.dtype, shape.data(), out);
+  make_result(argument, device, like, call.q, problem.dtype, shape.extents, out);
   show_heads_first(out.array);
   problem.out = tensor_layout({call.name, "out"}, out.array);
 }
@@ -63,7 +69,8 @@ void import_out(const SdpaCall& call, SdpaInputs& inputs, Array& out) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
          ", but q has ", dtype_name(problem.dtype), ", takes that or f32");
   }
-  const Shape wanted = out_shape(inputs);
+  const Extents shape = out_shape(inputs);
+  const Shape wanted(shape.extents, shape.extents + shape.ndim);
   if (out.shape_list() != wanted) {
     fail_argument(call.name, ": out: shape ", out.shape_list(), ", takes ", wanted);
   }
@@ -79,9 +86,9 @@ void make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs
     make_out(call, device, inputs, outputs.out);
   }
   if (!inputs.problem.return_lse) return;
-  const Shape shape = lse_shape(inputs);
-  make_packed_result({call.name, "q"}, device, inputs.q, call.q, DType::f32, shape.data(),
-                     static_cast<int>(shape.size()), outputs.lse);
+  const Extents shape = lse_shape(inputs);
+  make_packed_result({call.name, "q"}, device, inputs.q, call.q, DType::f32, shape.extents,
+                     shape.ndim, outputs.lse);
 }
 
 void bind_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs,

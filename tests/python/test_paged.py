@@ -376,6 +376,73 @@ def test_a_recorded_call_reads_the_table_anew(device: Device) -> None:
             assert same_bits(rows, np.ascontiguousarray(expected)), (b, moved)
 
 
+def test_a_recorded_decode_step_moves_on(device: Device) -> None:
+    """One graph for every step: lengths by update, slots of the new token by write_kv."""
+    steps, page = 7, 4
+    rng = np.random.default_rng(3)
+    batch = random_batch((43,), ("causal",), lengths=([1, 1], [3 + steps, 9 + steps]))
+    pages = paged(batch, rng, page, layout="HND", one_tensor=False)
+    heads, D = batch.q[0].shape[1:]
+    q = device.empty((2, heads, 1, D), "f32")
+    out = device.empty((2, heads, 1, pages.v.shape[3]), "f32")
+    memory = []
+    for array in (pages.k, pages.v, pages.table):
+        memory.append(device.empty(array.shape, array.dtype))
+        memory[-1].numpy()[...] = array
+    problem = metal_sdpa.SdpaProblem(
+        batch=2, n_heads=heads, n_kv_heads=pages.k.shape[1], kv_capacity=9 + steps, head_dim=D,
+        value_dim=pages.v.shape[3], causal=True, scale=D**-0.5, kv_lengths=[3, 9],
+        pages=metal_sdpa.PageTable(
+            page_len=page, n_pages=len(pages.k), sequence_stride=pages.table.shape[1],
+            n_entries=pages.table.shape[1]),
+    )  # fmt: skip
+    operands = metal_sdpa.SdpaOperands(
+        q=q, k=memory[0], v=memory[1], out=out, block_table=memory[2]
+    )
+    registry = metal_sdpa.KernelRegistry(device)
+    metal_sdpa.register_sdpa(registry)
+    encoder = device.command_encoder()
+    encoder.begin_capture()
+    metal_sdpa.encode_sdpa(encoder, registry, device, operands, problem)
+    graph = encoder.end_capture()
+    for step in range(steps):
+        lengths = [3 + step, 9 + step]
+        queries = rng.standard_normal(q.shape, np.float32)
+        q.numpy()[...] = queries
+        graph.update(0, kv_lengths=lengths)
+        encoder = device.command_encoder()
+        graph.replay(encoder)
+        encoder.commit_and_wait()
+        for b in range(2):
+            k, v = (x[:, :, : lengths[b]] for x in batch.alone(b)[1:])
+            expected = sdpa(queries[b : b + 1], k, v, causal=True, device=device)
+            assert same_bits(out.numpy()[b : b + 1].copy(), expected), step
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"dtype": "f32"}, "block_table: dtype f32, takes i32 or i64"),
+        ({"page_len": 0}, "page_len: 0, takes 1 to"),
+        ({"n_pages": -1}, "n_pages: -1, takes 0 to"),
+        ({"n_entries": 2}, "kv_lengths: 9 of sequence 0, takes 0 to the 8 slots of its pages"),
+        ({"starts": [0]}, "starts: 1 entries, but the batch has 2"),
+        ({"starts": [0, 5]}, "starts: 5, takes 0 to the 3 entries"),
+        ({"starts": [1, 0]}, "kv_lengths: 9 of sequence 0, takes 0 to the 8 slots of its pages"),
+    ],
+)
+def test_tables_that_a_problem_refuses(change: dict, text: str) -> None:
+    device = selected_targets()[0].device()
+    fields = {"page_len": 4, "n_pages": 6, "n_entries": 3, "sequence_stride": 3} | change
+    problem = metal_sdpa.SdpaProblem(
+        batch=2, head_dim=8, kv_capacity=9, kv_lengths=[9, 4], pages=metal_sdpa.PageTable(**fields)
+    )
+    registry = metal_sdpa.KernelRegistry(device)
+    encoder = device.command_encoder()
+    with pytest.raises(metal_sdpa.Error, match=f"^encode_sdpa: {text}"):
+        metal_sdpa.encode_sdpa(encoder, registry, device, metal_sdpa.SdpaOperands(), problem)
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 

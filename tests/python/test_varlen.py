@@ -210,6 +210,40 @@ def test_tensors_of_torch(target: Target) -> None:
     assert same_bits(lse.numpy(), expected[1])
 
 
+@pytest.mark.frameworks
+@pytest.mark.parametrize("framework", ["jax", "mlx"])
+def test_arrays_of_other_frameworks(framework: str) -> None:
+    """q's framework makes the results; numbers and rows may come from any."""
+    if framework == "jax":
+        make = pytest.importorskip("jax.numpy").asarray
+    else:
+        make = pytest.importorskip("mlx.core").array
+    rng = np.random.default_rng(3)
+    batch = random_batch((22,), ("causal",), lengths=([3, 1, 9], [3, 18, 9]))
+    q, k, v = packed(batch.q, rng, behind=1), packed(batch.k, rng), packed(batch.v, rng)
+    call = {"causal": True, "return_lse": True, "device": selected_targets()[0].device()}
+    expected = sdpa_varlen(q.array, k.array, v.array, q.ends, k.ends, **call)
+    given = [make(x) for x in (q.array, k.array, v.array, q.ends, k.ends)]
+    out, lse = sdpa_varlen(*given, **call)
+    assert type(out) is type(given[0])
+    assert same_bits(np.asarray(out), expected[0])
+    assert same_bits(np.asarray(lse), expected[1])
+    mixed = sdpa_varlen(q.array, *given[1:], **call)
+    assert same_bits(mixed[0], expected[0])
+
+
+@pytest.mark.frameworks
+def test_tensors_that_carry_more_than_their_memory(target: Target) -> None:
+    torch = pytest.importorskip("torch")
+    call = valid_call() | {"device": target.device()}
+    for name in ("q", "k", "v"):
+        given = call | {name: torch.from_numpy(call[name]).requires_grad_()}
+        with pytest.raises(
+            metal_sdpa.Unsupported, match=f"sdpa_varlen: {name}: requires gradients"
+        ):
+            sdpa_varlen(**given)
+
+
 def test_buffers(target: Target) -> None:
     """Everything in memory of the device, indices too."""
     rng = np.random.default_rng(3)
@@ -226,6 +260,55 @@ def test_buffers(target: Target) -> None:
     assert isinstance(out, metal_sdpa.Buffer)
     expected = sdpa_varlen(*arrays, causal=True, device=Device(target.kind))
     assert same_bits(out.numpy(), expected)
+
+
+# --- the low-level API ---------------------------------------------------------------------------
+
+
+def test_packed_rows_through_a_problem(device: Device) -> None:
+    batch = random_batch((23,), ("causal",), lengths=([3, 1, 9], [3, 18, 9]))
+    arrays = [
+        np.ascontiguousarray(np.concatenate(parts).swapaxes(0, 1))
+        for parts in (batch.q, batch.k, batch.v)
+    ]
+    problem = metal_sdpa.SdpaProblem(
+        batch=3, n_heads=len(arrays[0]), n_kv_heads=len(arrays[1]), seq_len=9, kv_capacity=18,
+        head_dim=arrays[0].shape[2], value_dim=arrays[2].shape[2], causal=True, return_lse=True,
+        scale=arrays[0].shape[2] ** -0.5, query_lengths=batch.rows, kv_lengths=batch.slots,
+        q_rows=[0, 3, 4], q_total=13, kv_rows=[0, 3, 21], kv_total=30,
+    )  # fmt: skip
+    assert problem.q_rows == (0, 3, 4)
+    assert problem.kv_total == 30
+    buffers = []
+    for array in arrays:
+        buffers.append(device.empty(array.shape, "f32"))
+        buffers[-1].numpy()[...] = array
+    out = device.empty((len(arrays[0]), 13, arrays[2].shape[2]), "f32")
+    lse = device.empty((len(arrays[0]), 13), "f32")
+    operands = metal_sdpa.SdpaOperands(q=buffers[0], k=buffers[1], v=buffers[2], out=out, lse=lse)
+    registry = metal_sdpa.KernelRegistry(device)
+    metal_sdpa.register_sdpa(registry)
+
+    def encode() -> None:
+        encoder = device.command_encoder()
+        metal_sdpa.encode_sdpa(encoder, registry, device, operands, problem)
+        encoder.commit_and_wait()
+
+    encode()
+    rows = np.ascontiguousarray(out.numpy().swapaxes(0, 1))
+    check_all(batch, np.array([0, 3, 4, 13]), rows, lse.numpy(), device)
+    for name, value, text in (
+        ("q_rows", [0, 2, 4], "q_rows: 2 of sequence 1 with 1 rows, takes 3 to 12"),
+        ("q_rows", [0, 3, 5], "q_rows: 5 of sequence 2 with 9 rows, takes 4 to 4"),
+        ("q_rows", [0, 3], "q_rows: 2 entries, but the batch has 3"),
+        ("kv_rows", [0, 3, 22], "kv_rows: 22 of sequence 2 with 9 rows, takes 0 to 21"),
+        ("pages", metal_sdpa.PageTable(), "kv_rows: are given, and so are pages"),
+    ):
+        before = getattr(problem, name)
+        setattr(problem, name, value)
+        with pytest.raises(InvalidArgument, match=f"encode_sdpa: {text}"):
+            encode()
+        setattr(problem, name, before)
 
 
 # --- refusals ------------------------------------------------------------------------------------
