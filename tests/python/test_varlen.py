@@ -124,6 +124,28 @@ def test_one_number_for_all_sequences(device: Device) -> None:
     assert (one[[2, 3, 6, 7, 10, 11]] == 0).all()
 
 
+def test_index_arrays_of_every_layout(device: Device) -> None:
+    rng = np.random.default_rng(5)
+    batch = random_batch((10,), ("causal",), lengths=([4, 1, 2], [4, 9, 3]))
+    q, k, v = packed(batch.q, rng), packed(batch.k, rng), packed(batch.v, rng)
+    call = {"causal": True, "device": device}
+    expected = sdpa_varlen(q.array, k.array, v.array, q.ends, k.ends, **call)
+    for index in (np.int32, np.int64):
+        q_ends, k_ends = q.ends.astype(index), k.ends.astype(index)
+        for change in (
+            lambda x: np.repeat(x, 2)[::2],
+            lambda x: x[::-1].copy()[::-1],
+            lambda x: x.tolist(),
+            lambda x: tuple(x),
+        ):
+            out = sdpa_varlen(
+                q.array, k.array, v.array, change(q_ends), change(k_ends), **call,
+                kv_lengths=change(np.array(batch.slots, index)),
+                q_start=change(np.array([0, 8, 1], index)),
+            )  # fmt: skip
+            assert same_bits(out, expected)
+
+
 def test_what_stands_beside_a_sequence_is_no_matter(device: Device) -> None:
     rng = np.random.default_rng(6)
     lengths = ([1, 40, 3], [90, 64, 5])
