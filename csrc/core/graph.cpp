@@ -126,6 +126,7 @@ void Graph::update(std::size_t index, std::int64_t kv_seq_len) {
   SdpaProblem problem = node.problem;
   problem.kv_len = kv_seq_len;
   problem.kv_lengths.clear();
+  validate_problem(problem, state_->device.backend()->limits(), "update");
   plan_anew(*state_, node, std::move(problem));
 }
 

@@ -185,3 +185,19 @@ TEST_CASE("rows of packed sequences are checked") {
   refusal("kv_rows: -2 of sequence 0", [](SdpaProblem& p) { p.kv_rows[0] = -2; });
   refusal("kv_rows: are given, and so are pages", [](SdpaProblem& p) { p.pages = PageTable{}; });
 }
+
+TEST_CASE("an update of recorded packed rows is checked") {
+  std::mt19937 rng(6);
+  const Device device("cpu");
+  const Packed x = packed(device, rng, DType::f32, {{2, 50}, {3, 4}}, {2, 1, 8, 8});
+  CommandEncoder encoder = device.command_encoder();
+  encoder.begin_capture();
+  encode_sdpa(encoder, KernelRegistry(device), device, x.operands, x.problem);
+  Graph graph = encoder.end_capture();
+  CHECK(error_of([&] { graph.update(0, 50); }, "kv_rows") == ErrorCode::invalid_argument);
+  graph.update(0, 4);
+  Visibility shorter = x.problem;
+  shorter.kv_lengths = {50, 5};
+  shorter.kv_lengths[1] += 3;
+  CHECK(error_of([&] { graph.update(0, shorter); }, "kv_rows") == ErrorCode::invalid_argument);
+}

@@ -17,7 +17,9 @@ from float64_check import Accuracy  # noqa: E402
 from host_dtypes import UNIT_ROUNDOFF, from_storage, to_storage  # noqa: E402
 from inference import Engine  # noqa: E402
 from model import ModelConfig, Transformer, load_model  # noqa: E402
+from paged_cache import PagedCache  # noqa: E402
 from sampling import Sampler  # noqa: E402
+from server import Request, Server, Totals  # noqa: E402
 from targets import device_kinds  # noqa: E402
 from tokenizer import Tokenizer, train_merges  # noqa: E402
 
@@ -270,18 +272,57 @@ def test_sampler() -> None:
     assert min(picked) >= 61 - 40
 
 
+# --- the server ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("page_len", [1, 4, 7])
+def test_requests_that_are_served_together(
+    device: metal_sdpa.Device, page_len: int, merge: bool
+) -> None:
+    """Arrivals, waiting for pages, shared pages, chunks: all get what they get alone."""
+    model = Transformer(CONFIG, random_weights())
+    common, pick = TOKENS[:20], Sampler(0, seed=1).pick
+
+    def serve(requests: list[Request], n_pages: int, **options: object) -> Totals:
+        cache = PagedCache(CONFIG, n_pages, page_len, "f32")
+        server = Server(model, device, cache, pick, budget=9, **options)
+        for batch in server.run(requests):
+            assert 1 <= sum(request.n_running for request in batch) <= max(9, len(batch))
+        assert cache.n_free == n_pages
+        return server.totals
+
+    requests = [Request(common + TOKENS[30 : 31 + i], 6, 2 * i) for i in range(5)]
+    n_pages = -(-31 // page_len) * 3
+    totals = serve(requests, n_pages, common=common, merge=merge)
+    alone = [Request(request.prompt, request.n_new) for request in requests]
+    for request in alone:
+        serve([request], -(-31 // page_len), check=False)
+    assert [r.generated for r in requests] == [r.generated for r in alone]
+    assert totals.worst_share <= 1
+    assert (totals.equal_rows < totals.rows) == merge
+    assert (totals.worst_share > 0) == merge
+
+
+def test_a_request_that_no_cache_of_this_size_can_take(device: metal_sdpa.Device) -> None:
+    cache = PagedCache(CONFIG, 4, 4, "f32")
+    server = Server(Transformer(CONFIG, random_weights()), device, cache, Sampler(0, 1).pick)
+    with pytest.raises(
+        ValueError, match="a request of 17 tokens takes 5 pages, but the cache has 4"
+    ):
+        list(server.run([Request(TOKENS[:10], 7)]))
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 
-def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(EXAMPLES / "generate.py"),
-        "--device",
-        device_kinds()[0],
-        *arguments,
-    ]
+def run_example(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / program), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_example("generate.py", "--device", device_kinds()[0], *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -301,6 +342,23 @@ def test_generate_gives_the_same_text_for_the_same_seed() -> None:
         return done.stdout.partition("class A:")[2].partition("\n---")[0]
 
     assert text("5") == text("5") != text("6")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--merge"], ["--dtype", "f16", "--page", "5"]])
+def test_serve_checks_itself(arguments: list[str]) -> None:
+    few = ["--requests", "3", "--tokens", "4", "--device", "cpu"]
+    done = run_example("serve.py", *few, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK: every request got what it would have got alone" in done.stdout
+    assert "texts     3 of 3" in done.stdout
+    assert ("merged ones" in done.stdout) == ("--merge" in arguments)
+
+
+def test_serve_says_what_it_takes() -> None:
+    done = run_example("serve.py", "--tokens", "2000")
+    assert done.returncode == 2
+    assert "--tokens takes at most" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from time import perf_counter
 
 import numpy as np
 
+from host_dtypes import UNIT_ROUNDOFF
 from metal_sdpa import Device, merge_states, sdpa, sdpa_paged
 from model import Transformer
 from paged_cache import PagedCache
@@ -54,7 +55,29 @@ class Totals:
     attention_seconds: float = 0.0
     rows: int = 0
     equal_rows: int = 0
-    largest_difference: float = 0.0  # of merged rows
+    worst_share: float = 0.0  # of what a merged row may differ by
+
+
+def merged_bound(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, dtype: str
+) -> np.ndarray:
+    """How far each of the last rows q [L, D] of keys k and values v [n, D] may be, merged from two
+    parts, from the row attended alone; of the norm, [L].
+
+    A row alone may be off by 2^-24 (16 + 6 size) of || weights |v| ||, one that is merged from f32
+    parts by three times as much and 2^-24 4 |lse|, and each is rounded to dtype once.
+    """
+    n, length = len(k), len(q)
+    scores = np.where(np.tri(length, n, n - length, dtype=bool), q @ k.T * scale, -np.inf)
+    most = scores.max(axis=1, keepdims=True)
+    weights = np.exp(scores - most)
+    sums = weights.sum(axis=1, keepdims=True)
+    size = abs(scale) * np.linalg.norm(q, axis=1) * np.linalg.norm(k, axis=1).max()
+    lse = np.abs(most + np.log(sums))[:, 0]
+    relative = UNIT_ROUNDOFF["f32"] * (4 * (16 + 6 * size) + 4 * np.maximum(lse, size))
+    if dtype != "f32":
+        relative += 2 * 1.25 * UNIT_ROUNDOFF[dtype]
+    return relative * np.linalg.norm(weights / sums @ np.abs(v), axis=1)
 
 
 class PagedAttention:
@@ -161,11 +184,25 @@ class PagedAttention:
                 scale=self._scale,
                 device=self._device,
             )[0].transpose(1, 0, 2)
-            got = out[begin:end].astype(np.float32)
-            self.totals.rows += len(got)
-            self.totals.equal_rows += int((got == alone.astype(np.float32)).all(axis=(1, 2)).sum())
-            difference = float(np.abs(got - alone.astype(np.float32)).max())
-            self.totals.largest_difference = max(self.totals.largest_difference, difference)
+            self._count(q[begin:end], out[begin:end], alone, k[0], v[0])
+
+    def _count(
+        self, q: np.ndarray, out: np.ndarray, alone: np.ndarray, k: np.ndarray, v: np.ndarray
+    ) -> None:
+        """Rows [L, n_heads, head_dim], keys and values [n_kv_heads, n, head_dim]."""
+        q, out, alone, k, v = (x.astype(np.float64) for x in (q, out, alone, k, v))
+        self.totals.rows += len(out)
+        self.totals.equal_rows += int((out == alone).all(axis=(1, 2)).sum())
+        if self.n_shared == 0:
+            return
+        group = q.shape[1] // len(k)
+        for head in range(q.shape[1]):
+            bound = merged_bound(
+                q[:, head], k[head // group], v[head // group], self._scale, self._cache.dtype
+            )
+            errors = np.linalg.norm(out[:, head] - alone[:, head], axis=1)
+            share = float(np.nan_to_num(errors / bound, nan=np.inf).max())
+            self.totals.worst_share = max(self.totals.worst_share, share)
 
 
 class Server:
@@ -232,6 +269,8 @@ class Server:
 
     def _admit(self, request: Request) -> bool:
         """Gives the request all the pages that it may need, so that nobody is ever thrown out."""
+        if self._is_common_on_its_way(request):
+            return False  # soon its pages can be shared
         n_pages = self._cache.pages_for(len(request.prompt) + request.n_new)
         shared = self._shared_with(request)
         if n_pages - len(shared) > self._cache.n_free:
@@ -241,10 +280,18 @@ class Server:
         self._running.append(request)
         return True
 
+    def _begins_in_common(self, request: Request) -> bool:
+        return bool(self._common) and request.prompt[: len(self._common)] == self._common
+
+    def _is_common_on_its_way(self, request: Request) -> bool:
+        """Whether somebody is just computing what the request's prompt begins with."""
+        if self._common_pages or not self._begins_in_common(request):
+            return False
+        return any(self._begins_in_common(running) for running in self._running)
+
     def _shared_with(self, request: Request) -> list[int]:
         """Pages of the common beginning, once somebody has filled them."""
-        n_common = len(self._common)
-        if request.prompt[:n_common] != self._common:
+        if not self._begins_in_common(request):
             return []
         # The last token of a prompt is always run: its hidden state says what comes next.
         n = min(len(self._common_pages), (len(request.prompt) - 1) // self._cache.page_len)
@@ -306,7 +353,7 @@ class Server:
         if self._common_pages or n == 0:
             return
         for request in batch:
-            is_common = request.prompt[: len(self._common)] == self._common
+            is_common = self._begins_in_common(request)
             if is_common and request.n_cached >= n * self._cache.page_len and not request.is_done:
                 self._common_pages = self._cache.share(request.pages[:n])
                 return
