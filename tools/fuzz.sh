@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make fuzz: random problems and dispatches by hand on the C++ API for FUZZ_SECONDS (3600), under
 # AddressSanitizer and UndefinedBehaviorSanitizer, in $JOBS processes; it stops at the first report.
+# FUZZ_ISAS: instruction sets, all that this machine runs unless set; they are compiled for minutes.
 #
 # Inputs that reach something new stay in build/fuzz/corpus for the next run, those that fail in
 # build/fuzz/findings. tests/fuzz/corpus.txt holds the committed ones, which ctest tries once each.
@@ -12,6 +13,7 @@ findings=build/fuzz/findings
 
 tools/system_packages.sh test
 ensure_venv build
+cmake --preset fuzz -DMETAL_SDPA_ISAS="${FUZZ_ISAS:-runnable}" --log-level=ERROR
 build_preset fuzz fuzz_sdpa
 mkdir -p build/fuzz/corpus "$findings"
 "$PYTHON" tests/fuzz/unpack_corpus.py tests/fuzz/corpus.txt build/fuzz/seeds

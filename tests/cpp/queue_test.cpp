@@ -207,6 +207,7 @@ TEST_CASE("an interrupt of synchronize cancels the work of its own thread alone"
     }
     g_open = true;
     theirs.wait_until_completed();  // throws where it was cancelled
+    x.device.synchronize();         // what was cancelled has been told
     bool cancelled = false;
     try {
       ours.wait_until_completed();
