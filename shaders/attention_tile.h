@@ -164,15 +164,42 @@ struct AttentionTile {
     }
   }
 
-  /// Loads keys first .. first + kKeys - 1, of which at least one is in use; past the last, the
-  /// last one again, before the first, that one.
-  void load(device const T* start, long row_stride, int first, KeyRange used,
+  /// Loads keys first .. first + kKeys - 1 of a team, of which at least one is in use; past the
+  /// last, the last one again, before the first, that one.
+  void load(thread const KeyRows<T>& rows, thread const TeamKeys<T>& keys, int first,
             thread KeyTile& tile) const {
+    if (paged && keys.pages.page_len % kKeys != 0) {
+      load_scattered(rows, keys, first, tile);
+      return;
+    }
+    const long offset = paged ? offset_in_page(rows, keys, first) : 0l;
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
-      int key = metal::min(first + 8 * j + at.row, used.end - 1);
-      if (windowed) key = metal::max(key, used.begin);
-      load_row(start + key * row_stride, true, tile.pairs[j]);
+      const int key = used_key(keys, first + 8 * j + at.row);
+      load_row(rows.start + (offset + key * rows.row), true, tile.pairs[j]);
+    }
+  }
+
+  static int used_key(thread const TeamKeys<T>& keys, int key) {
+    const int used = metal::min(key, keys.any.end - 1);
+    return windowed ? metal::max(used, keys.any.begin) : used;
+  }
+
+  /// Elements from where rows start to where key 0 would be if all keys lay as those of a tile do,
+  /// for pages that hold whole tiles: spans are made of those.
+  static long offset_in_page(thread const KeyRows<T>& rows, thread const TeamKeys<T>& keys,
+                             int first) {
+    const int key = used_key(keys, first);
+    return rows.in_page(keys.pages.place(key)) - key * rows.row;
+  }
+
+  /// The same from pages of any length, each row by an entry of the table.
+  void load_scattered(thread const KeyRows<T>& rows, thread const TeamKeys<T>& keys, int first,
+                      thread KeyTile& tile) const {
+    SDPA_UNROLL
+    for (int j = 0; j < kKeyTiles; ++j) {
+      const int key = used_key(keys, first + 8 * j + at.row);
+      load_row(rows.at(keys.pages, key), true, tile.pairs[j]);
     }
   }
 
@@ -465,16 +492,16 @@ struct AttentionTile {
       KeyTile v;
       uint next_bits = 0;
       const int next = next_seen(keys, first + step, step, next_bits);
-      if (!kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
+      if (!kPrefill) load(keys.v, keys, first, v);
       multiply_scores(k, scores);
-      if (!kPrefill && next < keys.any.end) load(keys.k, keys.k_row, next, keys.any, k);
+      if (!kPrefill && next < keys.any.end) load(keys.k, keys, next, k);
       apply_rule(scores, keys, first, seen);
       softmax(scores, weights);
-      if (kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
+      if (kPrefill) load(keys.v, keys, first, v);
       clear_repeated(first, keys.any, v);
       multiply_values(weights, v);
       // Where all keys are seen the last of them may be loaded again.
-      if (kPrefill && (!masked || next < keys.any.end)) load(keys.k, keys.k_row, next, keys.any, k);
+      if (kPrefill && (!masked || next < keys.any.end)) load(keys.k, keys, next, k);
       first = next;
       seen = next_bits;
     }
@@ -491,7 +518,7 @@ struct AttentionTile {
     threadgroup float2* other = exchange + turn_stride;
     KeyTile v;
     bool active = is_seen(keys, first, seen);
-    if (active) load(keys.v, keys.v_row, first, keys.any, v);
+    if (active) load(keys.v, keys, first, v);
     for (; first < end; first += kKeys) {
       const int next = first + kKeys;
       uint next_bits = 0;
@@ -503,9 +530,9 @@ struct AttentionTile {
       if (active) {
         multiply_scores(k, scores);
         put_scores(scores, turn, slice, lane);
-        if (!masked || next_active) load(keys.k, keys.k_row, next, keys.any, k);
+        if (!masked || next_active) load(keys.k, keys, next, k);
       }
-      if (joins) load(keys.k, keys.k_row, next, keys.any, k);
+      if (joins) load(keys.k, keys, next, k);
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
         float2 weights[kRowTiles][kKeyTiles];
@@ -514,9 +541,9 @@ struct AttentionTile {
         softmax(scores, weights);
         clear_repeated(first, keys.any, v);
         multiply_values(weights, v);
-        if (!masked || next_active) load(keys.v, keys.v_row, next, keys.any, v);
+        if (!masked || next_active) load(keys.v, keys, next, v);
       }
-      if (joins) load(keys.v, keys.v_row, next, keys.any, v);
+      if (joins) load(keys.v, keys, next, v);
       active = next_active;
       seen = next_bits;
       threadgroup float2* const used = turn;

@@ -4,6 +4,7 @@
 
 #include <metal_stdlib>
 
+#include "key_rows.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 
@@ -57,10 +58,9 @@ struct SpanPlace {
 /// Teams that share rows have the same, and take its tiles by turns.
 template <typename T>
 struct TeamKeys {
-  device const T* k;  ///< first key of the span, at this lane's first element
-  device const T* v;
-  long k_row;
-  long v_row;
+  KeyRows<T> k;  ///< from the first key of the span on, at this lane's first element
+  KeyRows<T> v;
+  PageList pages;
   KeyRange any;
   KeyRange all;
 };
