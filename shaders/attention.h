@@ -300,7 +300,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int step = place.sharing_teams * Tile::kKeys;
   uint seen = 0;
   const bool early = !masked && first < keys.any.end && first + Tile::kKeys > keys.any.begin;
-  if (early) tile.load(keys.k, keys, first, first_tile);
+  if (early) tile.load_first(keys, first, first_tile);
   if (exists) {
     tile.transpose_q();
     tile.set_rows(args, place.span, place.rows);
@@ -311,7 +311,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   if (Tile::kSlices == 1) {
     if (masked) {
       first = tile.next_seen(keys, first, step, seen);
-      if (first < keys.any.end) tile.load(keys.k, keys, first, first_tile);
+      if (first < keys.any.end) tile.load_first(keys, first, first_tile);
     }
     tile.attend(keys, first, step, seen, first_tile);
     const int row_team = team % int(args.group_split);
@@ -321,7 +321,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     }
   } else {
     if (masked && tile.is_seen(keys, first, seen)) {
-      tile.load(keys.k, keys, first, first_tile);
+      tile.load_first(keys, first, first_tile);
     }
     const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
     const int team_scores = Tile::kSlices * Tile::kScores * 32;

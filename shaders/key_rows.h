@@ -19,6 +19,12 @@ struct PagedRow {
   uint slot;  ///< row of the page
 };
 
+/// Where the keys of a tile lie that one page holds.
+struct TilePlace {
+  long page;
+  int row;  ///< of the page, where key 0 would be
+};
+
 /// The pages of one sequence. Nothing of it is used where K and V lie in none.
 struct PageList {
   device const uchar* table;

@@ -1,7 +1,9 @@
 // K and V in pages, on Metal: the bits of the dense call on each sequence alone.
+#include <algorithm>
 #include <array>
 #include <limits>
 
+#include "core/band.h"
 #include "joint_batch.h"
 #include "metal_problems.h"
 
@@ -123,6 +125,50 @@ TEST_CASE("metal paged: with windows and starts that leave first pages dead, and
     layout.page_len = std::array<std::int64_t, 4>{16, 7, 32, 1}[n % 4];
     check_paged(device, rng, shared, lengths, layout);
   }
+}
+
+TEST_CASE("metal paged: as a device runs it, and an entry that names no page is refused") {
+  const Device device("metal");
+  std::mt19937 rng(337);
+  JointLayout layout;
+  layout.keys = KeyPlaces::paged;
+  std::vector<LoneSequence> sequences =
+      lone_sequences(rng, device, shared_problem(DType::f16, 64), kMixed);
+  JointBatch joint = joint_batch(rng, device, layout, sequences);
+  for (const LoneSequence& one : sequences) sdpa(device, one.operands, one.problem);
+  fill_outputs(joint.operands);
+  sdpa(device, joint.operands, joint.problem);
+  CHECK(has_lone_bits(joint, sequences));
+
+  const auto third = static_cast<std::size_t>(first_entry(*joint.problem.pages, 2) +
+                                              joint.problem.pages->entry_stride);
+  fill_outputs(joint.operands);
+  const std::vector<std::uint8_t> untouched = bytes_of(joint.operands.out);
+  joint.operands.block_table.host<std::int32_t>()[third] =
+      static_cast<std::int32_t>(joint.problem.pages->n_pages);
+  CHECK(error_of([&] { sdpa(device, joint.operands, joint.problem); }, "block_table") ==
+        ErrorCode::invalid_argument);
+  CHECK(bytes_of(joint.operands.out) == untouched);
+}
+
+TEST_CASE("metal paged: what reads keys reads the table, merges do not") {
+  const Device device("metal");
+  std::mt19937 rng(347);
+  JointLayout layout;
+  layout.keys = KeyPlaces::paged;
+  std::vector<LoneSequence> sequences =
+      lone_sequences(rng, device, shared_problem(DType::f16, 64), kMixed);
+  const Plan plan = plan_of(joint_batch(rng, device, layout, sequences).problem);
+  std::size_t merges = 0;
+  for (const PlanStep& step : plan.steps) {
+    const bool is_merge = std::string(step.kernel).rfind("sdpa_merge", 0) == 0;
+    merges += is_merge ? 1 : 0;
+    const bool reads_table = std::any_of(
+        step.reads.begin(), step.reads.end(),
+        [](const PlanRange& range) { return range.operand == PlanOperand::block_table; });
+    CHECK(reads_table == !is_merge);
+  }
+  CHECK(merges > 0);
 }
 
 TEST_CASE("metal paged: infinite values that rows see are put right by the table too") {
