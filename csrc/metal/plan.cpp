@@ -80,7 +80,7 @@ KernelFacts kernel_for(const SdpaProblem& problem, std::int64_t rows, const Meta
 /// number of teams.
 bool is_same_way(const KernelFacts& a, const KernelFacts& b) {
   return std::strcmp(a.kernel, b.kernel) == 0 && a.spans.span_len == b.spans.span_len &&
-         a.spans.limit == b.spans.limit && a.group_split == b.group_split;
+         a.group_split == b.group_split;
 }
 
 /// The sequences that one kernel takes.

@@ -96,6 +96,20 @@ TEST_CASE("metal packed: dense sequences with rows of their own number have the 
   }
 }
 
+TEST_CASE("metal packed: spans and teams are those of a sequence's own rows") {
+  const Device device("metal");
+  std::mt19937 rng(233);
+  // Of as many keys, by few rows and by more than short spans are made for.
+  const std::vector<SequenceLengths> lengths{{100, 280}, {12, 280}, {40, 280}, {6, 280}};
+  for (const std::int64_t head_dim : {32, 12}) {
+    for (const bool is_packed : {true, false}) {
+      JointLayout layout;
+      layout.packed_queries = is_packed;
+      check_joint(device, rng, shared_problem(DType::f32, head_dim, head_dim), lengths, layout, "");
+    }
+  }
+}
+
 TEST_CASE("metal packed: with masks, slopes, sinks, windows and starts") {
   const Device device("metal");
   std::mt19937 rng(227);
