@@ -1,4 +1,5 @@
-"""What happens to the scores of a case beside scale and causality, and what it may cost."""
+"""What a case has beside scale and causality, for scores or of where keys lie, and what it may
+cost."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class Feature:
     bias: bool = False  # an additive mask [L, S] in f32
     mask: str = ""
     sinks: bool = False
+    page: int = 0  # keys of a page; 0: one piece of memory a sequence
     # Our time with the feature over our time without, at most.
     cost_limit: float | None = None
 
@@ -35,6 +37,7 @@ class Feature:
             "bias": self.bias,
             "mask": bool(self.mask),
             "sinks": self.sinks,
+            "pages": self.page > 0,
         }
         return frozenset(name for name, used in have.items() if used)
 

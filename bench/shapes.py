@@ -156,6 +156,9 @@ def _features() -> Iterator[Case]:
         yield Case("features", dtype, 2048, 2048, causal=False, feature=blocks)
         for feature in (Feature("softcap", softcap=30.0), Feature("sinks", sinks=True)):
             yield Case("features", dtype, 1, 4096, feature=feature)
+        for page, limit in ((16, 1.05), (1, 1.25), (24, None)):
+            pages = Feature(f"pages of {page}", page=page, cost_limit=limit)
+            yield Case("features", dtype, 1, 8192, feature=pages)
 
 
 def curve_case(dtype: str, L: int) -> Case:

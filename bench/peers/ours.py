@@ -11,10 +11,26 @@ from ..shapes import Case
 from .base import Bound, Peer
 
 
+def in_pages(page: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
+    """k and v [B, Hkv, S, D] as pages [n, page, Hkv, D] in an order of chance, and the table."""
+    batch, heads, n_keys, _ = k.shape
+    per_sequence = -(-n_keys // page)
+    order = np.random.default_rng(0).permutation(batch * per_sequence)
+    table = order.reshape(batch, per_sequence).astype(np.int32)
+    found = []
+    for tensor in (k, v):
+        pages = aligned_empty((table.size, page, heads, tensor.shape[3]), tensor.dtype)
+        for b, j in np.ndindex(table.shape):
+            rows = tensor[b, :, j * page : (j + 1) * page].transpose(1, 0, 2)
+            pages[table[b, j], : len(rows)] = rows
+        found.append(pages)
+    return table, *found
+
+
 class Ours(Peer):
     name = "metal-sdpa"
     version = metal_sdpa.__version__
-    features = frozenset({"window", "softcap", "alibi", "bias", "mask", "sinks"})
+    features = frozenset({"window", "softcap", "alibi", "bias", "mask", "sinks", "pages"})
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -27,7 +43,8 @@ class Ours(Peer):
         if variant == "torch":
             return self._bind_torch(inputs)
         out = aligned_empty(inputs.q.shape, inputs.q.dtype)
-        calls = [self._call(inputs, inputs.q, k, v, out) for k, v in inputs.caches]
+        bind = self._paged_call if inputs.case.feature.page else self._call
+        calls = [bind(inputs, inputs.q, k, v, out) for k, v in inputs.caches]
         return Bound(calls, lambda: out)
 
     def _bind_torch(self, inputs: Inputs) -> Bound:
@@ -50,6 +67,18 @@ class Ours(Peer):
 
         def call():
             return sdpa(q, k, v, causal=causal, scale=scale, out=out, **options)
+
+        return call
+
+    @staticmethod
+    def _paged_call(inputs: Inputs, q, k, v, out):
+        page = inputs.case.feature.page
+        table, k_pages, v_pages = in_pages(page, k, v)
+        lengths = np.full(len(table), k.shape[2], np.int64)
+        paged, causal, scale = metal_sdpa.sdpa_paged, inputs.case.causal, inputs.scale
+
+        def call():
+            return paged(q, k_pages, v_pages, table, lengths, causal=causal, scale=scale, out=out)
 
         return call
 

@@ -63,7 +63,7 @@ GridSize to_grid(Argument argument, nb::handle value);
 /// A DType, its name, or a dtype of NumPy, ml_dtypes, torch, JAX or MLX. UnsupportedDType else;
 /// `dtypes` says in its text what the call takes.
 DType to_dtype(Argument argument, nb::handle value,
-               const char* dtypes = "f32, f16, bf16, u8, u16, u32 or i32");
+               const char* dtypes = "f32, f16, bf16, u8, u16, u32, i32 or i64");
 
 /// An object of a bound class, by reference.
 template <typename T>

@@ -9,7 +9,7 @@
 namespace metal_sdpa::python {
 namespace {
 
-constexpr const char* kAllDTypes = "f32, f16, bf16, u8, u16, u32 or i32";
+constexpr const char* kAllDTypes = "f32, f16, bf16, u8, u16, u32, i32 or i64";
 
 void require_packed(Argument argument, const Array& array) {
   std::int64_t stride = 1;

@@ -1,14 +1,17 @@
-// sdpa() and plan(): arrays of any framework in, the caller's own out.
+// sdpa(), plan(), sdpa_varlen() and sdpa_paged(): arrays of any framework in, the caller's own out.
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "bindings.h"
+#include "core/dispatch.h"
 #include "core/validation.h"
 #include "device.h"
 #include "docs.h"
 #include "errors.h"
 #include "interrupts.h"
 #include "metal_sdpa/support.h"
-#include "result.h"
+#include "outputs.h"
 #include "sdpa_call.h"
 #include "sdpa_problem.h"
 #include "staging.h"
@@ -32,54 +35,15 @@ const Device& choose_device(const SdpaCall& call, const SdpaInputs& inputs,
 }
 
 /// The CPU takes host memory. Metal takes both when the call asks for Metal by name; host arrays
-/// are not mixed with Metal ones unasked.
+/// are not mixed with Metal ones unasked, but for page numbers.
 void require_place(const SdpaCall& call, Argument argument, const Array& array,
                    const Device& device) {
   const bool metal = device.kind() == DeviceKind::metal;
+  const bool is_indices = array.dtype == DType::i32 || array.dtype == DType::i64;
+  if (is_indices && !array.on_metal) return;
   if (array.on_metal == metal || (metal && call.device != nullptr)) return;
   fail_argument(argument.call, ": ", argument.name, ": is in ", array.on_metal ? "Metal" : "host",
                 " memory, but the device is ", device_kind_name(device.kind()));
-}
-
-/// `out` as the caller gave it, checked as far as the core does not.
-void import_out(const SdpaCall& call, SdpaInputs& inputs, Array& out) {
-  const Argument argument{call.name, "out"};
-  SdpaProblem& problem = inputs.problem;
-  import_tensor(argument, call.out, "[B, Hq, L, Dv]", out);
-  if (out.read_only) fail_argument(call.name, ": out: is read-only");
-  if (out.copied) fail_argument(call.name, ": out: gives a copy of its memory, takes one to share");
-  problem.out_f32 = out.dtype == DType::f32 && problem.dtype != DType::f32;
-  if (out.dtype != problem.dtype && !problem.out_f32) {
-    fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(out.dtype),
-         ", but q has ", dtype_name(problem.dtype), ", takes that or f32");
-  }
-  const Shape wanted{problem.batch, problem.n_heads, problem.seq_len, problem.value_dim};
-  if (out.shape_list() != wanted) {
-    fail_argument(call.name, ": out: shape ", out.shape_list(), ", takes ", wanted);
-  }
-  problem.out = tensor_layout(argument, out);
-}
-
-/// The output and, where asked for, the lse of a call.
-struct Outputs {
-  Result out;
-  Result lse;
-};
-
-void make_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
-                  Outputs& outputs) {
-  SdpaProblem& problem = inputs.problem;
-  const Argument argument{call.name, "q"};
-  const std::int64_t shape[4] = {problem.batch, problem.n_heads, problem.seq_len,
-                                 problem.value_dim};
-  if (call.out != nullptr) {
-    outputs.out.object = nb::borrow(nb::handle(call.out));
-  } else if (make_result(argument, device, inputs.q, call.q, problem.dtype, shape, outputs.out)) {
-    problem.out = tensor_layout({call.name, "out"}, outputs.out.array);
-  }
-  if (problem.return_lse) {
-    make_packed_result(argument, device, inputs.q, call.q, DType::f32, shape, 3, outputs.lse);
-  }
 }
 
 /// An array's memory as the device sees it, and the layout of its elements there.
@@ -90,18 +54,6 @@ Buffer input_buffer(const Device& device, Argument argument, const Array& array,
   Buffer copy = stage_in(device, array, placement);
   place(placement, layout);
   return copy;
-}
-
-Buffer output_buffer(const Device& device, Argument argument, const Result& result,
-                     TensorLayout& layout) {
-  if (needs_staging(device, result.array)) {
-    Placement placement;
-    Buffer memory = stage_empty(device, result.array, placement);
-    place(placement, layout);
-    return memory;
-  }
-  if (result.buffer.valid()) return result.buffer;
-  return wrap_elements(device, argument, result.array, layout.offset);
 }
 
 /// What the core would refuse about memory, as `device` sees the arrays themselves.
@@ -147,15 +99,9 @@ void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const O
                  [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
                    operands.*buffer = input_buffer(device, argument, array, layout);
                  });
-  operands.out = output_buffer(device, {call.name, "out"}, outputs.out, problem.out);
-  TensorLayout packed = tensor_layout({call.name, "lse"}, outputs.lse.array);
-  if (problem.return_lse) {
-    operands.lse = output_buffer(device, {call.name, "lse"}, outputs.lse, packed);
-  }
-  sdpa(device, operands, problem);
-  if (needs_staging(device, outputs.out.array)) stage_out(operands.out, outputs.out.array);
-  if (!problem.return_lse) return;
-  if (needs_staging(device, outputs.lse.array)) stage_out(operands.lse, outputs.lse.array);
+  bind_outputs(call, device, inputs, outputs, operands);
+  run_sdpa(device, operands, problem, call.name);
+  finish_outputs(call, device, inputs, outputs, operands);
 }
 
 /// A call that has passed every check but those of memory that only the device can make.
@@ -238,11 +184,11 @@ nb::object call_plan(const SdpaCall& call) {
   return nb::str(text.c_str());
 }
 
-template <nb::object (*Function)(const SdpaCall&)>
+template <nb::object (*Function)(const SdpaCall&), KeyRows keys>
 PyObject* vectorcall(const char* name, PyObject* const* arguments, Py_ssize_t n_positional,
                      PyObject* keywords) noexcept {
   try {
-    return Function(parse_sdpa_call(name, arguments, n_positional, keywords)).release().ptr();
+    return Function(parse_sdpa_call(name, keys, arguments, n_positional, keywords)).release().ptr();
   } catch (...) {
     set_error_in_flight();
     return nullptr;
@@ -251,12 +197,22 @@ PyObject* vectorcall(const char* name, PyObject* const* arguments, Py_ssize_t n_
 
 PyObject* python_sdpa(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
                       PyObject* keywords) noexcept {
-  return vectorcall<call_sdpa>("sdpa", arguments, n_positional, keywords);
+  return vectorcall<call_sdpa, KeyRows::dense>("sdpa", arguments, n_positional, keywords);
+}
+
+PyObject* python_varlen(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
+                        PyObject* keywords) noexcept {
+  return vectorcall<call_sdpa, KeyRows::packed>("sdpa_varlen", arguments, n_positional, keywords);
+}
+
+PyObject* python_paged(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
+                       PyObject* keywords) noexcept {
+  return vectorcall<call_sdpa, KeyRows::paged>("sdpa_paged", arguments, n_positional, keywords);
 }
 
 PyObject* python_plan(PyObject*, PyObject* const* arguments, Py_ssize_t n_positional,
                       PyObject* keywords) noexcept {
-  return vectorcall<call_plan>("plan", arguments, n_positional, keywords);
+  return vectorcall<call_plan, KeyRows::dense>("plan", arguments, n_positional, keywords);
 }
 
 template <typename Function>
@@ -267,6 +223,8 @@ PyCFunction as_method(Function function) {
 PyMethodDef g_methods[] = {
     {"sdpa", as_method(python_sdpa), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"plan", as_method(python_plan), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"sdpa_varlen", as_method(python_varlen), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"sdpa_paged", as_method(python_paged), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -277,9 +235,9 @@ void bind_functional(nb::module_& module) {
   init_arrays();
   init_results();
   // Python keeps the pointers for as long as the process lives.
-  static const std::string* const docs[] = {new std::string(sdpa_doc()),
-                                            new std::string(plan_doc())};
-  for (std::size_t i = 0; i < 2; ++i) g_methods[i].ml_doc = docs[i]->c_str();
+  static const auto* const docs =
+      new std::vector<std::string>{sdpa_doc(), plan_doc(), varlen_doc(), paged_doc()};
+  for (std::size_t i = 0; i < docs->size(); ++i) g_methods[i].ml_doc = (*docs)[i].c_str();
   if (PyModule_AddFunctions(module.ptr(), g_methods) != 0) nb::raise_python_error();
 }
 

@@ -26,7 +26,7 @@ struct NamedObject {
   bool is_of(Framework wanted) const { return object != nullptr && framework == wanted; }
 };
 
-/// Unsupported where a result would wrongly count as a constant: one of at most 7 arrays has a
+/// Unsupported where a result would wrongly count as a constant: one of at most 8 arrays has a
 /// forward-mode tangent, or a transformation records what is done to it (torch.jit.trace and
 /// make_fx, MLX's grad, vmap and compile). Once a call.
 void refuse_traced(const char* call, std::initializer_list<NamedObject> arguments);

@@ -1,9 +1,9 @@
-// The arguments of sdpa() and plan(), once: parsing, docstrings, the type stub, the flags of
-// supports(), the README's table and the list of tests come from this table.
+// The arguments of sdpa(), sdpa_varlen() and sdpa_paged(), once: parsing, docstrings, the type
+// stub, the flags of supports(), the README's table and the list of tests come from these tables.
 #pragma once
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "sdpa_call.h"
 
@@ -18,15 +18,18 @@ struct Parameter {
   const char* text;     ///< what it means, in sentences
 };
 
-inline constexpr std::size_t kPositional = 3;
-inline constexpr std::size_t kParameters = 19;
+struct Signature {
+  std::size_t n_positional;  ///< the first ones; they must be given
+  std::vector<Parameter> parameters;
+};
 
-const std::array<Parameter, kParameters>& parameters();
+/// plan() has that of sdpa().
+const Signature& signature_of(KeyRows keys);
 
 /// "(q, k, v, *, causal=False, ...)" with Python's own `$module, /, ` in front.
-std::string signature_text();
+std::string signature_text(KeyRows keys);
 
 /// A line or more for each argument, as docstrings list them.
-std::string arguments_text();
+std::string arguments_text(KeyRows keys);
 
 }  // namespace metal_sdpa::python

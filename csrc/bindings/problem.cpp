@@ -47,6 +47,27 @@ const Fields<HeadLayout>& head_fields() {
   return *fields;
 }
 
+const Fields<PageTable>& page_fields() {
+  using T = PageTable;
+  static const auto* const fields = new Fields<T>{
+      field<T, &T::dtype>("dtype", "DTypeLike", "\"i32\"", "Of the page numbers: i32 or i64."),
+      field<T, &T::page_len>("page_len", "int", "1", "Slots of a page."),
+      field<T, &T::n_pages>("n_pages", "int", "1", "Pages that k and v have."),
+      field<T, &T::offset>("offset", "int", "0", "Of entry [0][0] of the table."),
+      field<T, &T::sequence_stride>("sequence_stride", "int", "0",
+                                    "Elements from the first entry of b to that of b + 1."),
+      field<T, &T::entry_stride>("entry_stride", "int", "1", "Elements from entry to entry."),
+      field<T, &T::starts>("starts", "Sequence[int]", "()",
+                           "First entry of each sequence, in entries; empty: sequence_stride says "
+                           "it."),
+      field<T, &T::n_entries>("n_entries", "int", "0", "Of one sequence, or of all with starts."),
+      field<T, &T::check_entries>("check_entries", "bool", "True",
+                                  "Whether entries that any row sees are looked at when the work "
+                                  "is recorded; replays read the table anew."),
+  };
+  return *fields;
+}
+
 /// Values, not places: a problem takes another layout whole.
 template <typename Layout>
 void bind_layout(nb::module_& module, const char* name, const Fields<Layout>& fields,
@@ -115,6 +136,17 @@ const Fields<SdpaProblem>& problem_fields() {
                                    "Where the ALiBi slopes are, f32."),
         field<P, &P::sinks>("sinks", "HeadLayout | None", "None",
                             "Where the sinks are, f32 or of q's dtype."),
+        field<P, &P::q_rows>("q_rows", "Sequence[int]", "()",
+                             "First row of each sequence in packed q, out [Hq, Tq, D] and lse "
+                             "[Hq, Tq]; empty: they have a batch."),
+        field<P, &P::q_total>("q_total", "int", "0", "Tq, rows of packed q."),
+        field<P, &P::kv_rows>("kv_rows", "Sequence[int]", "()",
+                              "First row of each sequence in packed k and v [Hkv, Tk, D]; empty: "
+                              "they have a batch."),
+        field<P, &P::kv_total>("kv_total", "int", "0", "Tk, rows of packed k and v."),
+        field<P, &P::pages>("pages", "PageTable | None", "None",
+                            "Where k and v [n_pages, Hkv, page_len, D] are in pages; S is the most "
+                            "slots of a sequence."),
         field<P, &P::out_f32>("out_f32", "bool", "False", "out is f32 whatever q's dtype is."),
         field<P, &P::return_lse>("return_lse", "bool", "False",
                                  "Write the log of the softmax denominators, f32 [B, Hq, L]."),
@@ -176,6 +208,8 @@ const Fields<SdpaOperands>& operand_fields() {
       field<O, &O::sinks>("sinks", "Buffer | None", "None", "Read where the problem has sinks."),
       field<O, &O::alibi_slopes>("alibi_slopes", "Buffer | None", "None",
                                  "Read where the problem has slopes."),
+      field<O, &O::block_table>("block_table", "Buffer | None", "None",
+                                "Page numbers, read where the problem has pages."),
   };
   return *fields;
 }
@@ -190,6 +224,9 @@ void bind_problem(nb::module_& module) {
               "Where element [b][h][i][j] of a mask over [B, Hq, L, S] stands; a stride of 0 "
               "broadcasts.");
   bind_layout(module, "HeadLayout", head_fields(), "Where a number a head stands, in elements.");
+  bind_layout(module, "PageTable", page_fields(),
+              "Slot j of a sequence is row j % page_len of the page that its entry j // page_len "
+              "names.");
   nb::class_<Visibility> visibility(module, "Visibility",
                                     "Which keys the queries of an sdpa node see.");
   bind_fields(visibility, "Visibility", visibility_table(), Access::read);

@@ -19,7 +19,7 @@ MemoryOrder order_of(const Array& like) {
   if (like.empty) return order;
   int slots[3];
   int count = 0;
-  for (int axis = 0; axis < 3; ++axis) {
+  for (int axis = 0; axis + 1 < like.ndim; ++axis) {
     if (like.shape[axis] > 1) slots[count++] = axis;
   }
   const auto stride = [&](int axis) { return std::abs(like.strides[axis]); };
@@ -66,9 +66,11 @@ std::array<std::int64_t, 4> memory_shape(const Array& array, const MemoryOrder& 
 }
 
 /// An array whose axes stand in the order of memory, seen in logical order. torch calls it permute.
-nb::object in_logical_order(nb::handle array, const MemoryOrder& order, const char* method) {
+nb::object in_logical_order(nb::handle array, const MemoryOrder& order, int ndim,
+                            const char* method) {
   int places[4];
   for (int i = 0; i < 4; ++i) places[order.axes[static_cast<std::size_t>(i)]] = i;
+  if (ndim == 3) return array.attr(method)(places[0], places[1], places[2]);
   return array.attr(method)(places[0], places[1], places[2], places[3]);
 }
 
@@ -87,7 +89,7 @@ void make_numpy(Argument argument, PyObject* like_object, DType dtype, Result& r
   import_array(argument, made, Lifetime::borrowed, "", memory);
   result.array.data = memory.data;
   if (result.order.logical) return;
-  result.object = in_logical_order(result.object, result.order, "transpose");
+  result.object = in_logical_order(result.object, result.order, result.array.ndim, "transpose");
 }
 
 // --- a framework's own allocator ----------------------------------------------------------------
@@ -111,7 +113,7 @@ void make_exchange(const DLExchangeApi& api, DType dtype, Result& result) {
   if (api.object_from_managed(managed, &object) != 0) nb::raise_python_error();
   result.object = nb::steal(static_cast<PyObject*>(object));
   if (result.order.logical) return;
-  result.object = in_logical_order(result.object, result.order, "permute");
+  result.object = in_logical_order(result.object, result.order, result.array.ndim, "permute");
 }
 
 bool can_allocate(const ArrayType& type) {
@@ -163,6 +165,7 @@ void make_ordered(Argument argument, const Device& device, const Array& like, Py
                   DType dtype, const std::int64_t* shape, int ndim, Result& result) {
   result.array.type = like.type;
   result.array.dtype = like.dtype;
+  result.ndim = ndim;
   set_packed(result.array, shape, ndim, result.order);
   if (like.type.framework == Framework::numpy) {
     make_numpy(argument, like_object, dtype, result);
@@ -183,14 +186,14 @@ nb::object Result::take(Argument argument, PyObject* like) {
   nb::object made = importer_of(argument, array.type.framework, like)(holder);
   if (order.logical) return made;
   const bool is_torch = array.type.framework == Framework::torch;
-  return in_logical_order(made, order, is_torch ? "permute" : "transpose");
+  return in_logical_order(made, order, ndim, is_torch ? "permute" : "transpose");
 }
 
 bool make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
-                 DType dtype, const std::int64_t (&shape)[4], Result& result) {
+                 DType dtype, const std::int64_t* shape, Result& result) {
   // Of arrays of other libraries it is not known how their axes are put into another order.
   if (like.type.framework != Framework::other) result.order = order_of(like);
-  make_ordered(argument, device, like, like_object, dtype, shape, 4, result);
+  make_ordered(argument, device, like, like_object, dtype, shape, like.ndim, result);
   return !result.order.logical;
 }
 

@@ -20,6 +20,7 @@ struct Result {
   nb::object object;  ///< the finished array, or null while `buffer` holds the memory
   Buffer buffer;
   MemoryOrder order;
+  int ndim = 0;  ///< of the finished array
 
   /// The array as the framework of `like` shows it.
   nb::object take(Argument argument, PyObject* like);
@@ -28,9 +29,10 @@ struct Result {
 /// A new array of the framework of `like` and of its dtype, or f32; uninitialised where the
 /// framework can. Its axes lie in memory by falling |stride| of `like`, those of size 1 and of
 /// equal strides in logical order, the last one innermost. The memory lies on `device` where `like`
-/// does, else on the host. Whether it is another order than row-major.
+/// does, else on the host; it has as many extents as `like`. Whether it is another order than
+/// row-major.
 bool make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
-                 DType dtype, const std::int64_t (&shape)[4], Result& result);
+                 DType dtype, const std::int64_t* shape, Result& result);
 
 /// The same, row-major, of the first `ndim` extents.
 void make_packed_result(Argument argument, const Device& device, const Array& like,

@@ -11,16 +11,24 @@ constexpr const char* kSinkDTypes = "f32 or q's dtype";
 constexpr const char* kSlopeDTypes = "f32";
 constexpr int kAxes = 4;
 
-using Extents = std::int64_t[kAxes];
-
 /// Whether the array's axes, counted from the right, are those of `extents` or 1.
-bool broadcasts(const Array& array, const Extents& extents) {
-  if (array.ndim > kAxes) return false;
+bool broadcasts(const Array& array, const MaskExtents& mask) {
+  if (array.ndim > mask.rank) return false;
   for (int i = 0; i < array.ndim; ++i) {
     const std::int64_t extent = array.shape[i];
-    if (extent != 1 && extent != extents[kAxes - array.ndim + i]) return false;
+    const std::int64_t wanted = mask.extents[kAxes - array.ndim + i];
+    const bool is_longer = mask.takes_more_keys && i + 1 == array.ndim && extent > wanted;
+    if (extent != 1 && extent != wanted && !is_longer) return false;
   }
   return true;
+}
+
+[[noreturn]] void fail_mask_shape(Argument argument, const Array& array, const MaskExtents& mask) {
+  const std::int64_t* const first = mask.extents + kAxes - mask.rank;
+  const Shape wanted(first, first + mask.rank);
+  const char* more = mask.takes_more_keys ? ", or more entries on the last axis" : "";
+  fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(),
+                ", takes what broadcasts to ", wanted, more);
 }
 
 /// Gives an array that broadcasts its four axes. Those of stride 0 count as size 1 too, so that
@@ -43,17 +51,14 @@ bool is_boolean(const Array& array, PyObject* object) {
   return array.boolean || (array.dtype == DType::u8 && nb::isinstance<Buffer>(object));
 }
 
-void import_mask(Argument argument, PyObject* object, const Extents& extents, Array& array) {
+void import_mask(Argument argument, PyObject* object, const MaskExtents& mask, Array& array) {
   import_array(argument, object, Lifetime::borrowed, {kMaskDTypes, true}, array);
   const DType dtype = array.dtype;
   const bool is_number = dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
   if (!is_number && !is_boolean(array, object)) {
     fail_dtype(argument, dtype_name(dtype), kMaskDTypes);
   }
-  if (!broadcasts(array, extents)) {
-    fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(),
-                  ", takes what broadcasts to ", Shape(extents, extents + kAxes));
-  }
+  if (!broadcasts(array, mask)) fail_mask_shape(argument, array, mask);
   stretch(array);
 }
 
@@ -94,10 +99,10 @@ HeadLayout head_layout(Array& array) {
 
 }  // namespace
 
-void read_score_arrays(const SdpaCall& call, SdpaProblem& problem, ScoreArrays& arrays) {
+void read_score_arrays(const SdpaCall& call, const MaskExtents& mask, SdpaProblem& problem,
+                       ScoreArrays& arrays) {
   if (call.mask != nullptr) {
-    const Extents extents{problem.batch, problem.n_heads, problem.seq_len, problem.kv_capacity};
-    import_mask({call.name, "mask"}, call.mask, extents, arrays.mask);
+    import_mask({call.name, "mask"}, call.mask, mask, arrays.mask);
     const std::int64_t* strides = arrays.mask.strides;
     problem.mask = {arrays.mask.dtype, 0, strides[0], strides[1], strides[2], strides[3]};
   }

@@ -17,7 +17,15 @@ inline bool has_score_arrays(const SdpaCall& call) {
   return call.mask != nullptr || call.sinks != nullptr || call.alibi_slopes != nullptr;
 }
 
+/// What a mask is broadcast to: the last `rank` of four extents, of which the last is keys.
+struct MaskExtents {
+  int rank = 4;
+  std::int64_t extents[4] = {};
+  bool takes_more_keys = false;  ///< a mask may have entries for more keys
+};
+
 /// Describes them and sets their layouts in `problem`, whose shape and dtype are set.
-void read_score_arrays(const SdpaCall& call, SdpaProblem& problem, ScoreArrays& arrays);
+void read_score_arrays(const SdpaCall& call, const MaskExtents& mask, SdpaProblem& problem,
+                       ScoreArrays& arrays);
 
 }  // namespace metal_sdpa::python

@@ -5,7 +5,9 @@
 
 #include "errors.h"
 #include "hidden_state.h"
-#include "visibility.h"
+#include "index_array.h"
+#include "paged_call.h"
+#include "varlen_call.h"
 
 namespace metal_sdpa::python {
 namespace {
@@ -20,58 +22,10 @@ std::string tuple_text(const Array& array) {
   return text;
 }
 
-/// A dimension that two arrays share.
-void require_extent(Argument argument, const char* extent, std::int64_t got, const char* other,
-                    std::int64_t wanted) {
-  if (got == wanted) return;
-  fail_argument(argument.call, ": ", argument.name, ": ", extent, " ", got, ", but ", other,
-                " has ", wanted);
-}
-
 void require_dtype(Argument argument, DType got, DType wanted) {
   if (got == wanted) return;
   fail(ErrorCode::unsupported_dtype, argument.call, ": ", argument.name, ": dtype ",
        dtype_name(got), ", but q has ", dtype_name(wanted));
-}
-
-/// Batches, queries and keys may be none; heads and what they are made of may not.
-void require_heads(Argument argument, const Array& array, const char* width) {
-  if (array.shape[1] == 0) {
-    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array),
-                  " has no heads");
-  }
-  if (array.shape[3] == 0) {
-    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has a ",
-                  width, " of 0");
-  }
-}
-
-void check_shapes(const char* call, const Array& q, const Array& k, const Array& v) {
-  const Argument k_argument{call, "k"};
-  const Argument v_argument{call, "v"};
-  if (q.empty || k.empty || v.empty) {
-    require_heads({call, "q"}, q, "head_dim");
-    require_heads(k_argument, k, "head_dim");
-    require_heads(v_argument, v, "value_dim");
-  }
-  require_extent(k_argument, "batch", k.shape[0], "q", q.shape[0]);
-  require_extent(k_argument, "head_dim", k.shape[3], "q", q.shape[3]);
-  require_extent(v_argument, "batch", v.shape[0], "q", q.shape[0]);
-  require_extent(v_argument, "n_kv_heads", v.shape[1], "k", k.shape[1]);
-  require_extent(v_argument, "kv_capacity", v.shape[2], "k", k.shape[2]);
-  require_dtype(k_argument, k.dtype, q.dtype);
-  require_dtype(v_argument, v.dtype, q.dtype);
-}
-
-void set_shape(SdpaProblem& problem, const Array& q, const Array& k, const Array& v) {
-  problem.dtype = q.dtype;
-  problem.batch = q.shape[0];
-  problem.n_heads = q.shape[1];
-  problem.seq_len = q.shape[2];
-  problem.head_dim = q.shape[3];
-  problem.n_kv_heads = k.shape[1];
-  problem.kv_capacity = k.shape[2];
-  problem.value_dim = v.shape[3];
 }
 
 float read_softcap(Argument argument, PyObject* value) {
@@ -79,39 +33,6 @@ float read_softcap(Argument argument, PyObject* value) {
   if (softcap > 0 && std::isfinite(softcap)) return softcap;
   fail_argument(argument.call, ": ", argument.name, ": ", text_or_empty(value),
                 ", takes a finite f32 above 0, or None for no cap");
-}
-
-/// Whatever may run code of the caller (__float__, __index__, tolist): before any array is
-/// described, since such code could resize or free one, which nothing holds then.
-LengthCounts read_options(SdpaProblem& problem, const SdpaCall& call) {
-  LengthCounts counts;
-  const auto read = [&](const char* name, PyObject* value, const auto& take) {
-    if (value != nullptr) take(Argument{call.name, name}, value);
-  };
-  const auto read_lengths = [&](const char* name, PyObject* value, auto& take) {
-    if (value != nullptr) take(Argument{call.name, name}, value, problem, counts);
-  };
-  read("causal", call.causal,
-       [&](Argument argument, PyObject* value) { problem.causal = to_bool(argument, value); });
-  read("return_lse", call.return_lse,
-       [&](Argument argument, PyObject* value) { problem.return_lse = to_bool(argument, value); });
-  read("scale", call.scale, [&](Argument argument, PyObject* value) {
-    problem.scale = static_cast<float>(to_double(argument, value));
-  });
-  read("softcap", call.softcap, [&](Argument argument, PyObject* value) {
-    problem.softcap = read_softcap(argument, value);
-  });
-  read("window", call.window,
-       [&](Argument argument, PyObject* value) { read_window(argument, value, problem); });
-  read("key_offset", call.key_offset,
-       [&](Argument argument, PyObject* value) { problem.key_offset = to_int64(argument, value); });
-  read("key_stride", call.key_stride,
-       [&](Argument argument, PyObject* value) { problem.key_stride = to_int64(argument, value); });
-  read_lengths("kv_lengths", call.kv_lengths, read_kv_lengths);
-  read_lengths("kv_starts", call.kv_starts, read_kv_starts);
-  read_lengths("q_start", call.q_start, read_q_start);
-  read_lengths("query_lengths", call.query_lengths, read_query_lengths);
-  return counts;
 }
 
 void set_default_scale(SdpaProblem& problem) {
@@ -143,24 +64,144 @@ Framework framework_of(PyObject* object) {
   return object == nullptr ? Framework::other : array_type_of(object).framework;
 }
 
+void check_dense_shapes(const SdpaCall& call, const SdpaInputs& inputs) {
+  const Array& q = inputs.q;
+  const Array& k = inputs.k;
+  const Array& v = inputs.v;
+  const Argument k_argument{call.name, "k"};
+  const Argument v_argument{call.name, "v"};
+  require_heads({call.name, "q"}, q, 1, "head_dim");
+  require_heads(k_argument, k, 1, "head_dim");
+  require_heads(v_argument, v, 1, "value_dim");
+  require_extent(k_argument, "batch", k.shape[0], "q", q.shape[0]);
+  require_extent(v_argument, "batch", v.shape[0], "q", q.shape[0]);
+  require_extent(v_argument, "kv_capacity", v.shape[2], "k", k.shape[2]);
+}
+
+void read_dense_inputs(const SdpaCall& call, SdpaInputs& inputs) {
+  SdpaProblem& problem = inputs.problem;
+  const LengthCounts counts = read_options(call, problem);
+  import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", 4, inputs.q);
+  import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", 4, inputs.k);
+  import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", 4, inputs.v);
+  refuse_traced_arrays(call, inputs);
+  check_dense_shapes(call, inputs);
+  set_heads(call, inputs);
+  problem.batch = inputs.q.shape[0];
+  problem.seq_len = inputs.q.shape[2];
+  problem.kv_capacity = inputs.k.shape[2];
+  const bool one_length = call.kv_lengths != nullptr && counts.kv_lengths < 0;
+  if (!one_length) problem.kv_len = problem.kv_capacity;
+  check_counts(call.name, counts, problem.batch);
+  const MaskExtents mask{4, {problem.batch, problem.n_heads, problem.seq_len, problem.kv_capacity}};
+  finish_problem(call, mask, inputs);
+}
+
+}  // namespace
+
+LengthCounts read_options(const SdpaCall& call, SdpaProblem& problem) {
+  LengthCounts counts;
+  if (call.keys != KeyRows::dense) counts.read = read_index_numbers;
+  problem.causal = call.keys == KeyRows::paged;
+  const auto read = [&](const char* name, PyObject* value, const auto& take) {
+    if (value != nullptr) take(Argument{call.name, name}, value);
+  };
+  const auto read_lengths = [&](const char* name, PyObject* value, auto& take) {
+    if (value != nullptr) take(Argument{call.name, name}, value, problem, counts);
+  };
+  read("causal", call.causal,
+       [&](Argument argument, PyObject* value) { problem.causal = to_bool(argument, value); });
+  read("return_lse", call.return_lse,
+       [&](Argument argument, PyObject* value) { problem.return_lse = to_bool(argument, value); });
+  read("scale", call.scale, [&](Argument argument, PyObject* value) {
+    problem.scale = static_cast<float>(to_double(argument, value));
+  });
+  read("softcap", call.softcap, [&](Argument argument, PyObject* value) {
+    problem.softcap = read_softcap(argument, value);
+  });
+  read("window", call.window,
+       [&](Argument argument, PyObject* value) { read_window(argument, value, problem); });
+  read("key_offset", call.key_offset,
+       [&](Argument argument, PyObject* value) { problem.key_offset = to_int64(argument, value); });
+  read("key_stride", call.key_stride,
+       [&](Argument argument, PyObject* value) { problem.key_stride = to_int64(argument, value); });
+  read_lengths("kv_lengths", call.kv_lengths, read_kv_lengths);
+  read_lengths("kv_starts", call.kv_starts, read_kv_starts);
+  read_lengths("q_start", call.q_start, read_q_start);
+  read_lengths("query_lengths", call.query_lengths, read_query_lengths);
+  return counts;
+}
+
 void refuse_traced_arrays(const SdpaCall& call, const SdpaInputs& inputs) {
   const ArrayType& q = inputs.q.type;
   const bool has_other_out = call.out != nullptr && Py_TYPE(call.out) != q.type;
   const ArrayType out = has_other_out ? array_type_of(call.out) : q;
   const bool plain = q.is_plain() && inputs.k.type.is_plain() && inputs.v.type.is_plain();
-  if (plain && out.is_plain() && !has_score_arrays(call)) return;
+  if (plain && out.is_plain() && !has_score_arrays(call) && call.block_table == nullptr) {
+    return;
+  }
   refuse_traced(call.name, {{"q", call.q, q.framework},
-                            {"k", call.k, inputs.k.type.framework},
-                            {"v", call.v, inputs.v.type.framework},
+                            {call.k_name(), call.k, inputs.k.type.framework},
+                            {call.v_name(), call.v, inputs.v.type.framework},
                             {"mask", call.mask, framework_of(call.mask)},
                             {"sinks", call.sinks, framework_of(call.sinks)},
                             {"alibi_slopes", call.alibi_slopes, framework_of(call.alibi_slopes)},
+                            {"block_table", inputs.block_table_object,
+                             framework_of(inputs.block_table_object)},
                             {"out", call.out, out.framework}});
 }
 
-}  // namespace
+void require_heads(Argument argument, const Array& array, int head_axis, const char* width) {
+  if (!array.empty) return;
+  if (array.shape[head_axis] == 0) {
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array),
+                  " has no heads");
+  }
+  if (array.shape[array.ndim - 1] == 0) {
+    fail_argument(argument.call, ": ", argument.name, ": shape ", tuple_text(array), " has a ",
+                  width, " of 0");
+  }
+}
 
-void import_tensor(Argument argument, PyObject* object, const char* extents, Array& array) {
+void require_extent(Argument argument, const char* extent, std::int64_t got, const char* other,
+                    std::int64_t wanted) {
+  if (got == wanted) return;
+  fail_argument(argument.call, ": ", argument.name, ": ", extent, " ", got, ", but ", other,
+                " has ", wanted);
+}
+
+void set_heads(const SdpaCall& call, SdpaInputs& inputs) {
+  const Array& q = inputs.q;
+  const Array& k = inputs.k;
+  const Array& v = inputs.v;
+  const Argument k_argument{call.name, call.k_name()};
+  const Argument v_argument{call.name, call.v_name()};
+  require_extent(k_argument, "head_dim", k.shape[3], "q", q.shape[3]);
+  require_extent(v_argument, "n_kv_heads", v.shape[1], call.k_name(), k.shape[1]);
+  require_dtype(k_argument, k.dtype, q.dtype);
+  require_dtype(v_argument, v.dtype, q.dtype);
+  SdpaProblem& problem = inputs.problem;
+  problem.dtype = q.dtype;
+  problem.n_heads = q.shape[1];
+  problem.head_dim = q.shape[3];
+  problem.n_kv_heads = k.shape[1];
+  problem.value_dim = v.shape[3];
+}
+
+void finish_problem(const SdpaCall& call, const MaskExtents& mask, SdpaInputs& inputs) {
+  SdpaProblem& problem = inputs.problem;
+  if (call.scale == nullptr) set_default_scale(problem);
+  if (has_score_arrays(call)) {
+    read_score_arrays(call, mask, problem, inputs.score_arrays.emplace());
+  }
+  problem.set_packed_layouts();
+  problem.q = tensor_layout({call.name, "q"}, inputs.q);
+  problem.k = tensor_layout({call.name, call.k_name()}, inputs.k);
+  problem.v = tensor_layout({call.name, call.v_name()}, inputs.v);
+}
+
+void import_tensor(Argument argument, PyObject* object, const char* extents, int ndim,
+                   Array& array) {
   import_array(argument, object, Lifetime::borrowed, kDTypes, array);
   // NumPy has no bfloat16 of its own: its uint16 arrays hold bfloat16 bits.
   if (array.dtype == DType::u16 && array.type.framework == Framework::numpy) {
@@ -170,7 +211,7 @@ void import_tensor(Argument argument, PyObject* object, const char* extents, Arr
   if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
     fail_dtype(argument, dtype_name(dtype), kDTypes);
   }
-  if (array.ndim != 4) {
+  if (array.ndim != ndim) {
     fail_argument(argument.call, ": ", argument.name, ": shape ", array.shape_list(), " has ",
                   array.ndim, " dimensions, takes ", extents);
   }
@@ -212,25 +253,9 @@ Buffer wrap_elements(const Device& device, Argument argument, const Array& array
 }
 
 void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs) {
-  SdpaProblem& problem = inputs.problem;
-  const LengthCounts counts = read_options(problem, call);
-  import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", inputs.q);
-  import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", inputs.k);
-  import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", inputs.v);
-  refuse_traced_arrays(call, inputs);
-  check_shapes(call.name, inputs.q, inputs.k, inputs.v);
-  set_shape(problem, inputs.q, inputs.k, inputs.v);
-  if (call.scale == nullptr) set_default_scale(problem);
-  const bool one_length = call.kv_lengths != nullptr && counts.kv_lengths < 0;
-  if (!one_length) problem.kv_len = problem.kv_capacity;
-  check_counts(call.name, counts, problem.batch);
-  if (has_score_arrays(call)) {
-    read_score_arrays(call, problem, inputs.score_arrays.emplace());
-  }
-  problem.set_packed_layouts();
-  problem.q = tensor_layout({call.name, "q"}, inputs.q);
-  problem.k = tensor_layout({call.name, "k"}, inputs.k);
-  problem.v = tensor_layout({call.name, "v"}, inputs.v);
+  if (call.keys == KeyRows::packed) return read_varlen_inputs(call, inputs);
+  if (call.keys == KeyRows::paged) return read_paged_inputs(call, inputs);
+  read_dense_inputs(call, inputs);
 }
 
 }  // namespace metal_sdpa::python

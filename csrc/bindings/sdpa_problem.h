@@ -7,18 +7,51 @@
 #include "metal_sdpa/sdpa.h"
 #include "score_arrays.h"
 #include "sdpa_call.h"
+#include "token_rows.h"
+#include "visibility.h"
 
 namespace metal_sdpa::python {
 
-/// The arrays of a call, described, and the problem that they pose; `problem.out` is packed.
+/// The arrays of a call, described, and the problem that they pose; `problem.out` is packed. q, k
+/// and v have four axes: [B, H, rows, D], [1, H, all rows, D] or [n_pages, Hkv, page, D].
 struct SdpaInputs {
   Array q, k, v;
   std::optional<ScoreArrays> score_arrays;  ///< where the call gives any
+  std::optional<Array> block_table;         ///< [B, 1, 1, entries], or [1, 1, 1, entries] of all
+  PyObject* block_table_object = nullptr;   ///< whose memory that is
+  TokenRows tokens;
   SdpaProblem problem;
+
+  /// Rows of q, out and lse that the arrays have a head: L, or Tq of packed queries.
+  std::int64_t query_rows() const { return q.shape[2]; }
 };
 
-/// Everything but memory: shapes, dtypes, options. Errors name the argument.
+/// Everything but memory of any of the calls: shapes, dtypes, options. Errors name the argument.
 void read_sdpa_inputs(const SdpaCall& call, SdpaInputs& inputs);
+
+// --- its steps, in this order --------------------------------------------------------------------
+
+/// Whatever may run code of the caller (__float__, __index__, tolist): before any array is
+/// described, since such code could resize or free one, which nothing holds then.
+LengthCounts read_options(const SdpaCall& call, SdpaProblem& problem);
+
+/// Unsupported for arrays that a framework traces.
+void refuse_traced_arrays(const SdpaCall& call, const SdpaInputs& inputs);
+
+/// InvalidArgument where an array without elements lacks heads or what they are made of.
+void require_heads(Argument argument, const Array& array, int head_axis, const char* width);
+
+/// InvalidArgument where a dimension that two arrays share differs.
+void require_extent(Argument argument, const char* extent, std::int64_t got, const char* other,
+                    std::int64_t wanted);
+
+/// Sets dtype, heads and their widths, which q, k and v must agree on.
+void set_heads(const SdpaCall& call, SdpaInputs& inputs);
+
+/// What follows from the problem's shape: scale, mask, sinks, slopes, layouts.
+void finish_problem(const SdpaCall& call, const MaskExtents& mask, SdpaInputs& inputs);
+
+// --- arrays --------------------------------------------------------------------------------------
 
 /// Calls visit(argument, object, array, its Buffer in SdpaOperands, its layout in `problem`) for
 /// each input array of the call.
@@ -27,8 +60,12 @@ void for_each_input(const SdpaCall& call, const SdpaInputs& inputs, SdpaProblem&
                     const Visit& visit) {
   const auto name = [&](const char* text) { return Argument{call.name, text}; };
   visit(name("q"), call.q, inputs.q, &SdpaOperands::q, problem.q);
-  visit(name("k"), call.k, inputs.k, &SdpaOperands::k, problem.k);
-  visit(name("v"), call.v, inputs.v, &SdpaOperands::v, problem.v);
+  visit(name(call.k_name()), call.k, inputs.k, &SdpaOperands::k, problem.k);
+  visit(name(call.v_name()), call.v, inputs.v, &SdpaOperands::v, problem.v);
+  if (inputs.block_table.has_value()) {
+    visit(name("block_table"), inputs.block_table_object, *inputs.block_table,
+          &SdpaOperands::block_table, *problem.pages);
+  }
   if (!inputs.score_arrays.has_value()) return;
   const ScoreArrays& arrays = *inputs.score_arrays;
   if (problem.mask) {
@@ -43,8 +80,9 @@ void for_each_input(const SdpaCall& call, const SdpaInputs& inputs, SdpaProblem&
   }
 }
 
-/// One 4-dimensional array: the argument's name, its extents in words ("[B, Hq, L, D]").
-void import_tensor(Argument argument, PyObject* object, const char* extents, Array& array);
+/// One array of so many dimensions: the argument's name, its extents in words ("[B, Hq, L, D]").
+void import_tensor(Argument argument, PyObject* object, const char* extents, int ndim,
+                   Array& array);
 
 /// Strides of a tensor whose last dimension is contiguous; InvalidArgument for another.
 TensorLayout tensor_layout(Argument argument, const Array& array);

@@ -38,5 +38,10 @@ inline void place(const Placement& placement, MaskLayout& layout) {
 inline void place(const Placement& placement, HeadLayout& layout) {
   layout = {layout.dtype, placement.offset, placement.strides[0], placement.strides[1]};
 }
+inline void place(const Placement& placement, PageTable& table) {
+  table.offset = placement.offset;
+  table.sequence_stride = placement.strides[0];
+  table.entry_stride = placement.strides[3];
+}
 
 }  // namespace metal_sdpa::python

@@ -6,7 +6,7 @@ _core.__prefix__:
 
     from numpy.typing import NDArray
 
-    from ._typing import Array, ArrayT, BytesLike, DTypeLike
+    from ._typing import Array, ArrayT, BytesLike, DTypeLike, Indices
 
     __version__: str
 

@@ -12,9 +12,9 @@ std::int64_t read_side(Argument argument, nb::handle value) {
 
 /// One number for all sequences, or a list with an entry for each.
 template <typename Number>
-void read_numbers(Argument argument, nb::handle value, Number& one, std::vector<std::int64_t>& each,
-                  std::int64_t& count) {
-  IntOrList numbers = to_int_or_list(argument, value);
+void read_numbers(Argument argument, nb::handle value, ReadNumbers read, Number& one,
+                  std::vector<std::int64_t>& each, std::int64_t& count) {
+  IntOrList numbers = read(argument, value);
   each.clear();
   if (numbers.single) {
     one = numbers.value;
@@ -56,22 +56,25 @@ void read_window(Argument argument, nb::handle value, Visibility& visibility) {
 
 void read_kv_lengths(Argument argument, nb::handle value, Visibility& visibility,
                      LengthCounts& counts) {
-  read_numbers(argument, value, visibility.kv_len, visibility.kv_lengths, counts.kv_lengths);
+  read_numbers(argument, value, counts.read, visibility.kv_len, visibility.kv_lengths,
+               counts.kv_lengths);
 }
 
 void read_kv_starts(Argument argument, nb::handle value, Visibility& visibility,
                     LengthCounts& counts) {
-  read_numbers(argument, value, visibility.kv_start, visibility.kv_starts, counts.kv_starts);
+  read_numbers(argument, value, counts.read, visibility.kv_start, visibility.kv_starts,
+               counts.kv_starts);
 }
 
 void read_q_start(Argument argument, nb::handle value, Visibility& visibility,
                   LengthCounts& counts) {
-  read_numbers(argument, value, visibility.q_start, visibility.q_starts, counts.q_start);
+  read_numbers(argument, value, counts.read, visibility.q_start, visibility.q_starts,
+               counts.q_start);
 }
 
 void read_query_lengths(Argument argument, nb::handle value, Visibility& visibility,
                         LengthCounts& counts) {
-  read_numbers(argument, value, visibility.query_len, visibility.query_lengths,
+  read_numbers(argument, value, counts.read, visibility.query_len, visibility.query_lengths,
                counts.query_lengths);
 }
 

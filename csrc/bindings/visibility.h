@@ -8,8 +8,12 @@
 
 namespace metal_sdpa::python {
 
+/// One number for all sequences, or a list with one for each: to_int_or_list, or what takes less.
+using ReadNumbers = IntOrList (*)(Argument, nb::handle);
+
 /// How many entries the sequences of a call were given, for check_counts; -1: one number for all.
 struct LengthCounts {
+  ReadNumbers read = to_int_or_list;
   std::int64_t kv_lengths = -1;
   std::int64_t kv_starts = -1;
   std::int64_t q_start = -1;

@@ -124,6 +124,7 @@ void write(nb::handle k_new, nb::handle v_new, nb::handle k_cache, nb::handle v_
   check_arrays(x);
   Array slot_array;
   import_array({kCall, "slots"}, slots.ptr(), Lifetime::borrowed, "i32", slot_array);
+  if (slot_array.dtype != DType::i32) fail_dtype({kCall, "slots"}, "i64", "i32");
   require_extent("slots", "tokens", slot_array.shape[0], "k_new", x.k_new.shape[0]);
 
   const Device device(x.k_new.on_metal ? "metal" : "cpu");

@@ -201,9 +201,14 @@ void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const 
 }
 
 void sdpa(const Device& device, const SdpaOperands& operands, const SdpaProblem& problem) {
+  run_sdpa(device, operands, problem, "sdpa");
+}
+
+void run_sdpa(const Device& device, const SdpaOperands& operands, const SdpaProblem& problem,
+              const char* call) {
   Backend& backend = *device.backend();
-  validate_problem(problem, backend.limits(), "sdpa");
-  validate_operands(problem, operands, backend, "sdpa");
+  validate_problem(problem, backend.limits(), call);
+  validate_operands(problem, operands, backend, call);
   const Plan plan = plan_valid(backend, problem, device.options());
   ScratchList scratch;
   reserve_scratch(backend, plan, scratch);

@@ -7,11 +7,16 @@
 #include "core/backend.h"
 #include "core/hazards.h"
 #include "core/operands.h"
+#include "metal_sdpa/export.h"
 #include "metal_sdpa/sdpa.h"
 
 namespace metal_sdpa {
 
 using ScratchList = std::vector<std::shared_ptr<Storage>>;
+
+/// What sdpa() does; errors begin with `call`.
+METAL_SDPA_API void run_sdpa(const Device& device, const SdpaOperands& operands,
+                             const SdpaProblem& problem, const char* call);
 
 /// The device's plan for a problem that passed validate_problem; without steps where the output has
 /// no element.

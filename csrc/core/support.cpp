@@ -8,20 +8,22 @@ namespace metal_sdpa {
 namespace {
 
 constexpr std::string_view kYes{};
+constexpr std::string_view kNotBuilt = "is not built yet";
 
 }  // namespace
 
 const std::vector<SupportedFeature>& supported_features() {
   static const auto* const features = new std::vector<SupportedFeature>{
-      {"f32", kYes, kYes},        {"f16", kYes, kYes},
-      {"bf16", kYes, kYes},       {"causal", kYes, kYes},
-      {"q_start", kYes, kYes},    {"kv_lengths", kYes, kYes},
-      {"return_lse", kYes, kYes}, {"grouped_queries", kYes, kYes},
-      {"strides", kYes, kYes},    {"mask", kYes, kYes},
-      {"window", kYes, kYes},     {"softcap", kYes, kYes},
-      {"sinks", kYes, kYes},      {"alibi_slopes", kYes, kYes},
-      {"kv_starts", kYes, kYes},  {"query_lengths", kYes, kYes},
-      {"key_offset", kYes, kYes}, {"out_f32", kYes, kYes},
+      {"f32", kYes, kYes},         {"f16", kYes, kYes},
+      {"bf16", kYes, kYes},        {"causal", kYes, kYes},
+      {"q_start", kYes, kYes},     {"kv_lengths", kYes, kYes},
+      {"return_lse", kYes, kYes},  {"grouped_queries", kYes, kYes},
+      {"strides", kYes, kYes},     {"mask", kYes, kYes},
+      {"window", kYes, kYes},      {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},       {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},   {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes},  {"out_f32", kYes, kYes},
+      {"varlen", kYes, kNotBuilt}, {"paged", kYes, kNotBuilt},
   };
   return *features;
 }
@@ -52,6 +54,8 @@ void require_features(const char* call, DeviceKind kind, const SdpaProblem& p) {
   require(p.kv_start != 0 || !p.kv_starts.empty(), "kv_starts");
   require(p.query_len.has_value() || !p.query_lengths.empty(), "query_lengths");
   require(p.key_offset != 0 || p.key_stride != 1, "key_offset");
+  require(p.has_packed_queries() || p.has_packed_keys(), "varlen");
+  require(p.pages.has_value(), "paged");
   require(p.out_f32 && p.dtype != DType::f32, "out_f32");
 }
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
-from ._typing import Array, ArrayT, BytesLike, DTypeLike
+from ._typing import Array, ArrayT, BytesLike, DTypeLike, Indices
 
 __version__: str
 
@@ -63,6 +63,8 @@ class DType(enum.Enum):
     u32 = 5
 
     i32 = 6
+
+    i64 = 7
 
     @property
     def itemsize(self) -> int:
@@ -478,6 +480,66 @@ class HeadLayout:
 
     def __repr__(self) -> str: ...
 
+class PageTable:
+    """
+    Slot j of a sequence is row j % page_len of the page that its entry j // page_len names.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: DTypeLike = "i32",
+        page_len: int = 1,
+        n_pages: int = 1,
+        offset: int = 0,
+        sequence_stride: int = 0,
+        entry_stride: int = 1,
+        starts: Sequence[int] = (),
+        n_entries: int = 0,
+        check_entries: bool = True,
+    ) -> None: ...
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of the page numbers: i32 or i64."""
+
+    @property
+    def page_len(self) -> int:
+        """Slots of a page."""
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that k and v have."""
+
+    @property
+    def offset(self) -> int:
+        """Of entry [0][0] of the table."""
+
+    @property
+    def sequence_stride(self) -> int:
+        """Elements from the first entry of b to that of b + 1."""
+
+    @property
+    def entry_stride(self) -> int:
+        """Elements from entry to entry."""
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """
+        First entry of each sequence, in entries; empty: sequence_stride says it.
+        """
+
+    @property
+    def n_entries(self) -> int:
+        """Of one sequence, or of all with starts."""
+
+    @property
+    def check_entries(self) -> bool:
+        """
+        Whether entries that any row sees are looked at when the work is recorded; replays read the table anew.
+        """
+
+    def __repr__(self) -> str: ...
+
 class Visibility:
     """Which keys the queries of an sdpa node see."""
 
@@ -571,6 +633,11 @@ class SdpaProblem:
         mask: MaskLayout | None = None,
         alibi_slopes: HeadLayout | None = None,
         sinks: HeadLayout | None = None,
+        q_rows: Sequence[int] = (),
+        q_total: int = 0,
+        kv_rows: Sequence[int] = (),
+        kv_total: int = 0,
+        pages: PageTable | None = None,
         out_f32: bool = False,
         return_lse: bool = False,
         q: TensorLayout = ...,
@@ -736,6 +803,42 @@ class SdpaProblem:
     @sinks.setter
     def sinks(self, value: HeadLayout | None, /) -> None: ...
     @property
+    def q_rows(self) -> Sequence[int]:
+        """
+        First row of each sequence in packed q, out [Hq, Tq, D] and lse [Hq, Tq]; empty: they have a batch.
+        """
+
+    @q_rows.setter
+    def q_rows(self, value: Sequence[int], /) -> None: ...
+    @property
+    def q_total(self) -> int:
+        """Tq, rows of packed q."""
+
+    @q_total.setter
+    def q_total(self, value: int, /) -> None: ...
+    @property
+    def kv_rows(self) -> Sequence[int]:
+        """
+        First row of each sequence in packed k and v [Hkv, Tk, D]; empty: they have a batch.
+        """
+
+    @kv_rows.setter
+    def kv_rows(self, value: Sequence[int], /) -> None: ...
+    @property
+    def kv_total(self) -> int:
+        """Tk, rows of packed k and v."""
+
+    @kv_total.setter
+    def kv_total(self, value: int, /) -> None: ...
+    @property
+    def pages(self) -> PageTable | None:
+        """
+        Where k and v [n_pages, Hkv, page_len, D] are in pages; S is the most slots of a sequence.
+        """
+
+    @pages.setter
+    def pages(self, value: PageTable | None, /) -> None: ...
+    @property
     def out_f32(self) -> bool:
         """out is f32 whatever q's dtype is."""
 
@@ -797,6 +900,7 @@ class SdpaOperands:
         mask: Buffer | None = None,
         sinks: Buffer | None = None,
         alibi_slopes: Buffer | None = None,
+        block_table: Buffer | None = None,
     ) -> None: ...
     @property
     def q(self) -> Buffer | None:
@@ -846,6 +950,12 @@ class SdpaOperands:
 
     @alibi_slopes.setter
     def alibi_slopes(self, value: Buffer | None, /) -> None: ...
+    @property
+    def block_table(self) -> Buffer | None:
+        """Page numbers, read where the problem has pages."""
+
+    @block_table.setter
+    def block_table(self, value: Buffer | None, /) -> None: ...
     def __repr__(self) -> str: ...
 
 class GraphNode:
@@ -1185,6 +1295,243 @@ def plan(
     Errors: those of sdpa().
     """
 
+@overload
+def sdpa_varlen(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Indices,
+    cu_seqlens_k: Indices,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    out: ArrayT | None = None,
+    return_lse: Literal[False] = False,
+    device: Device | str | None = None,
+) -> ArrayT:
+    """
+    sdpa() of B sequences of any lengths, whose rows stand one behind the other in q, k and v. The rows
+    of a sequence have the bits that sdpa() gives it alone.
+
+    Arguments
+      q             [Tq, Hq, D], f32, f16 or bf16: rows of all sequences, one behind the other.
+      k             [Tk, Hkv, D], of q's dtype; any strides but the last dimension's.
+      v             [Tk, Hkv, Dv], of q's dtype.
+      cu_seqlens_q  [B + 1], int32 or int64: sequence b has rows cu_seqlens_q[b] to cu_seqlens_q[b + 1]
+                    of q. From 0, not falling; rows past the last are of no sequence.
+      cu_seqlens_k  The same of k and v. Sequences without queries or keys are fine.
+      causal        Query i of a sequence stands at position q_start + i and sees no key behind it.
+      q_start       An int, or one a sequence; may be negative. Default: kv_len less the queries in use,
+                    so that the last query meets the last key. torch's is_causal is q_start=0.
+      scale         Of q . k, finite; 0 and negative are allowed. Default: 1 / sqrt(D).
+      mask          As sdpa() takes it, broadcast to [Hq, Tq, M] from the right: column j is slot j of
+                    the row's sequence, M at least the longest kv_length.
+      window        An int W: W keys with the query's own, none behind it. Or a pair (left, right): keys
+                    at most left positions before the query's and right behind it, None or -1 for
+                    unlimited.
+      softcap       c, above 0 and finite: a score x becomes c * tanh(x / c), before ALiBi and mask.
+      sinks         [Hq] or a scalar array, f32 or q's dtype, finite or -inf: one more score of every
+                    row, which has no value; lse counts it.
+      alibi_slopes  [Hq] or [B, Hq], f32, finite: slope * |position of the query - position of the key|
+                    is taken off the scores.
+      kv_lengths    Keys in use of each sequence: an int, or int32 or int64 [B]. Default: all.
+      query_lengths Queries in use of each sequence, as kv_lengths; later rows see no key.
+      key_offset    Slot j stands at position key_offset + j * key_stride (a shard of the keys); other
+                    than 0 and 1 they want a given q_start.
+      key_stride    See key_offset; 1 or more.
+      out           [Tq, Hq, Dv] to write into, as sdpa() takes it; rows of no sequence stay as they
+                    are.
+      return_lse    Also return the natural log of the softmax denominators, f32 [Hq, Tq].
+      device        A Device, "cpu", "metal" or "auto". Default: where the arrays are. On Metal, host
+                    arrays are copied in and out.
+
+    Returns out [Tq, Hq, Dv], or (out, lse [Hq, Tq]), as sdpa() does. Rows of no sequence are 0 with lse
+    -inf in new arrays.
+
+    Errors: those of sdpa(); cu_seqlens that do not begin at 0, that fall, or that end past the rows.
+    """
+
+@overload
+def sdpa_varlen(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Indices,
+    cu_seqlens_k: Indices,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    out: ArrayT | None = None,
+    return_lse: Literal[True],
+    device: Device | str | None = None,
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def sdpa_varlen(
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Indices,
+    cu_seqlens_k: Indices,
+    *,
+    causal: bool = False,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    kv_lengths: int | Sequence[int] | Array | None = None,
+    query_lengths: int | Sequence[int] | Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    out: ArrayT | None = None,
+    return_lse: bool,
+    device: Device | str | None = None,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+@overload
+def sdpa_paged(
+    q: ArrayT,
+    k_pages: Array,
+    v_pages: Array,
+    block_table: Array | tuple[Indices, Array],
+    kv_lengths: Indices,
+    *,
+    cu_seqlens_q: Indices | None = None,
+    causal: bool = True,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    layout: Literal["NHD", "HND"] = "NHD",
+    check_indices: bool = True,
+    out: ArrayT | None = None,
+    return_lse: Literal[False] = False,
+    device: Device | str | None = None,
+) -> ArrayT:
+    """
+    sdpa() on keys and values that lie in pages of a cache, which a block table names. The rows of a
+    sequence have the bits that sdpa() gives them on its keys gathered; nothing is gathered.
+
+    Arguments
+      q             [B, Hq, L, D]; with cu_seqlens_q [Tq, Hq, D]. f32, f16 or bf16.
+      k_pages       [n_pages, page, Hkv, D], of q's dtype, or [n_pages, Hkv, page, D] with layout="HND".
+                    Any page size, any strides but the last dimension's: K and V may be views of one
+                    tensor.
+      v_pages       [n_pages, page, Hkv, Dv] or [n_pages, Hkv, page, Dv], of q's dtype.
+      block_table   [B, max_blocks], int32 or int64: slot j of sequence b is row j % page of page
+                    block_table[b, j // page]. Or (indptr, indices): its pages are indices[indptr[b] :
+                    indptr[b + 1]]. A page may serve several sequences; entries that no query needs are
+                    not looked at.
+      kv_lengths    [B], int32 or int64: slots in use of each sequence.
+      cu_seqlens_q  [B + 1], int32 or int64, as sdpa_varlen() takes it: decode rows, chunks and whole
+                    prompts in one call.
+      causal        Query i of a sequence stands at position q_start + i and sees no key behind it.
+      q_start       An int, or one a sequence; may be negative. Default: kv_len less the queries in use,
+                    so that the last query meets the last key. torch's is_causal is q_start=0.
+      scale         Of q . k, finite; 0 and negative are allowed. Default: 1 / sqrt(D).
+      mask          As sdpa() takes it, broadcast to [B, Hq, L, M], or to [Hq, Tq, M] with cu_seqlens_q:
+                    column j is slot j of the row's sequence, M at least the longest kv_length.
+      window        An int W: W keys with the query's own, none behind it. Or a pair (left, right): keys
+                    at most left positions before the query's and right behind it, None or -1 for
+                    unlimited.
+      softcap       c, above 0 and finite: a score x becomes c * tanh(x / c), before ALiBi and mask.
+      sinks         [Hq] or a scalar array, f32 or q's dtype, finite or -inf: one more score of every
+                    row, which has no value; lse counts it.
+      alibi_slopes  [Hq] or [B, Hq], f32, finite: slope * |position of the query - position of the key|
+                    is taken off the scores.
+      key_offset    Slot j stands at position key_offset + j * key_stride (a shard of the keys); other
+                    than 0 and 1 they want a given q_start.
+      key_stride    See key_offset; 1 or more.
+      layout        Axes of a page: "NHD" (slots, heads) or "HND" (heads, slots).
+      check_indices Whether page numbers are checked. Without, one out of range reads other memory.
+      out           [B, Hq, L, Dv] or [Tq, Hq, Dv] to write into, as sdpa_varlen() takes it.
+      return_lse    Also return the natural log of the softmax denominators, f32 [B, Hq, L] or [Hq, Tq].
+      device        A Device, "cpu", "metal" or "auto". Default: where the arrays are. On Metal, host
+                    arrays are copied in and out.
+
+    Returns out as q is shaped, or (out, lse [B, Hq, L] or [Hq, Tq]), as sdpa() does. Page numbers are
+    read while the call runs; int32 and int64 alike, on the host or where q is.
+
+    Errors: those of sdpa(); page numbers out of range, unless check_indices is False; kv_lengths over
+    what the block table reaches.
+    """
+
+@overload
+def sdpa_paged(
+    q: ArrayT,
+    k_pages: Array,
+    v_pages: Array,
+    block_table: Array | tuple[Indices, Array],
+    kv_lengths: Indices,
+    *,
+    cu_seqlens_q: Indices | None = None,
+    causal: bool = True,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    layout: Literal["NHD", "HND"] = "NHD",
+    check_indices: bool = True,
+    out: ArrayT | None = None,
+    return_lse: Literal[True],
+    device: Device | str | None = None,
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def sdpa_paged(
+    q: ArrayT,
+    k_pages: Array,
+    v_pages: Array,
+    block_table: Array | tuple[Indices, Array],
+    kv_lengths: Indices,
+    *,
+    cu_seqlens_q: Indices | None = None,
+    causal: bool = True,
+    q_start: int | Sequence[int] | Array | None = None,
+    scale: float | None = None,
+    mask: Array | None = None,
+    window: int | tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    key_offset: int = 0,
+    key_stride: int = 1,
+    layout: Literal["NHD", "HND"] = "NHD",
+    check_indices: bool = True,
+    out: ArrayT | None = None,
+    return_lse: bool,
+    device: Device | str | None = None,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 def merge_states(outs: ArrayT, lses: Array, out: Array | None = None) -> tuple[ArrayT, ArrayT]:
     """metal_sdpa.merge_states of states that are stacked already."""
 
@@ -1199,9 +1546,9 @@ def write_kv(
 ) -> None:
     """metal_sdpa.write_kv with slots as int32 [T]."""
 
-def parameters() -> list[tuple[str, str, str, str, str]]:
+def parameters(call: str = "sdpa") -> list[tuple[str, str, str, str, str]]:
     """
-    The arguments of sdpa(): (name, type, default, feature of supported_features(), meaning).
+    The arguments of sdpa(), sdpa_varlen() or sdpa_paged(): (name, type, default, feature of supported_features(), meaning).
     """
 
 def unsupported_reason(

@@ -35,8 +35,9 @@ def _require_bools(flags: dict[str, bool]) -> None:
         raise InvalidType(f"supports: {name}: got {got}, takes a bool")
 
 
-# What arguments of sdpa() ask for.
-_FLAGS = tuple(dict.fromkeys(feature for _, _, _, feature, _ in parameters() if feature))
+# What arguments of the calls ask for.
+_CALLS = ("sdpa", "sdpa_varlen", "sdpa_paged")
+_FLAGS = tuple(dict.fromkeys(row[3] for call in _CALLS for row in parameters(call) if row[3]))
 
 
 def supports(
@@ -53,7 +54,8 @@ def supports(
 
     `head_dim` is D, `value_dim` Dv (D unless given). The flags, all False unless given, name
     arguments of `sdpa` that the call would give (`causal`, `mask`, `window`, ...; `key_offset` goes
-    for `key_stride` too, `out_f32` is an f32 `out` of other q). The same table and checks decide in
+    for `key_stride` too, `out_f32` is an f32 `out` of other q; `varlen` is `sdpa_varlen` or
+    `cu_seqlens_q`, `paged` is `sdpa_paged`). The same table and checks decide in
     `sdpa` itself.
 
     >>> bool(supports("cpu", dtype="bf16", head_dim=128, causal=True))

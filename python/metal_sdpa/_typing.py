@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from ._core import DType
@@ -17,5 +18,8 @@ class Array(Protocol):
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
+
+# int32 or int64 numbers.
+Indices: TypeAlias = Array | Sequence[int]
 
 ArrayT = TypeVar("ArrayT", bound=Array)

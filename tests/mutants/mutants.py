@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from binding_table import BINDING_MUTANTS
+from call_table import CALL_MUTANTS
 from core_table import CORE_MUTANTS
 from cpu_table import CPU_MUTANTS
 from fault import FaultError, Mutant, plant, restore
@@ -146,7 +147,12 @@ def main(arguments: Sequence[str]) -> int:
         + QUEUE_MUTANTS
         + HOST_MUTANTS
         + (
-            (CPU_MUTANTS + BAND_MUTANTS + KERNEL_MUTANTS + SHADER_MUTANTS + BINDING_MUTANTS)
+            CPU_MUTANTS
+            + BAND_MUTANTS
+            + KERNEL_MUTANTS
+            + SHADER_MUTANTS
+            + BINDING_MUTANTS
+            + CALL_MUTANTS
             if wants_all
             else ()
         )

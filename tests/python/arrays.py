@@ -25,7 +25,9 @@ def dtype_name(array: np.ndarray) -> str:
 def bits(array: np.ndarray) -> np.ndarray:
     """The elements as unsigned integers, so that NaN equals NaN and 0 differs from -0."""
     packed = np.ascontiguousarray(array)
-    return packed.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[packed.dtype.itemsize])
+    return packed.view(
+        {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[packed.dtype.itemsize]
+    )
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

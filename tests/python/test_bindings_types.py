@@ -237,6 +237,7 @@ DTYPES = {
     np.float16: DType.f16,
     np.dtype(np.uint8): DType.u8,
     np.dtype("=i4"): DType.i32,
+    np.int64: DType.i64,
     ml_dtypes.bfloat16: DType.bf16,
     np.dtype(ml_dtypes.bfloat16): DType.bf16,
 }
@@ -248,7 +249,7 @@ def test_as_dtype(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["f64", float, np.int64, np.dtype(">f4"), None, 3, Odd()], ids=str
+    "given", ["f64", float, np.int16, np.dtype(">f4"), None, 3, Odd()], ids=str
 )
 def test_what_is_no_dtype(given: Any) -> None:
     with pytest.raises(UnsupportedDType, match=r"^as_dtype: dtype: "):
@@ -270,7 +271,7 @@ def test_enums_are_pythons_own() -> None:
     kinds = ["rms_norm", "elem_mul", "elem_add", "sdpa", "softmax", "other"]
     assert [kind.name for kind in OpKind] == kinds
     assert {dtype.name: dtype.itemsize for dtype in DType} == {
-        "f32": 4, "f16": 2, "bf16": 2, "u8": 1, "u16": 2, "u32": 4, "i32": 4,
+        "f32": 4, "f16": 2, "bf16": 2, "u8": 1, "u16": 2, "u32": 4, "i32": 4, "i64": 8,
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from arrays import DTYPES, bits
 from metal_sdpa import Device, DType
 from targets import Target
 
-SIZES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "u16": 2, "u32": 4, "i32": 4}
+SIZES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "u16": 2, "u32": 4, "i32": 4, "i64": 8}
 
 
 @pytest.mark.parametrize("name", SIZES)

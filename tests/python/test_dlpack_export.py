@@ -37,7 +37,7 @@ def test_a_view_starts_at_its_offset() -> None:
 @pytest.mark.parametrize("dtype", [d.name for d in DType if d is not DType.bf16])
 def test_dtypes(dtype: str) -> None:
     expected = {"f32": "float32", "f16": "float16", "u8": "uint8", "u16": "uint16"}
-    expected |= {"u32": "uint32", "i32": "int32"}
+    expected |= {"u32": "uint32", "i32": "int32", "i64": "int64"}
     assert np.from_dlpack(buffer(dtype)).dtype == expected[dtype]
     assert buffer(dtype).numpy().dtype == expected[dtype]
 

@@ -44,7 +44,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
      "mask: dtype u8, takes bool, f32, f16 or bf16"),
     ({"mask": np.ones((3, 5), np.int32)}, UnsupportedDType, "mask: dtype i32, takes bool"),
     ({"mask": np.ones((3, 5), np.uint16)}, UnsupportedDType, "mask: dtype u16, takes bool"),
-    ({"mask": np.ones((3, 5), np.int64)}, UnsupportedDType, "mask: dtype int64, takes bool"),
+    ({"mask": np.ones((3, 5), np.int64)}, UnsupportedDType, "mask: dtype i64, takes bool"),
     ({"mask": np.ones((3, 5))}, UnsupportedDType, "mask: dtype float64, takes bool"),
     ({"mask": [[True]]}, InvalidType, "mask: got a list, takes an array"),
     ({"mask": True}, InvalidType, "mask: got a bool, takes an array"),

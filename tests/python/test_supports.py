@@ -11,6 +11,13 @@ import metal_sdpa
 from metal_sdpa import supported_features, supports
 from metal_sdpa._core import parameters, unsupported_reason
 
+ONE = np.ones((1, 1, 8), np.float16)
+PAGES = np.ones((1, 1, 1, 8), np.float16)
+# Calls other than sdpa() that ask for a feature.
+CALLS = {
+    "varlen": ("sdpa_varlen", (ONE, ONE, ONE, [0, 1], [0, 1])),
+    "paged": ("sdpa_paged", (PAGES, PAGES, PAGES, np.zeros((1, 1), np.int32), [1])),
+}
 # Arguments of sdpa() that ask for a feature, of q [1, 1, 1, 8] in f16.
 ARGUMENTS = {
     "causal": {"causal": True},
@@ -33,14 +40,16 @@ PROPERTIES = {"f32", "f16", "bf16", "grouped_queries", "strides"}
 def test_the_table_names_every_argument_and_nothing_else() -> None:
     of_arguments = {feature for _, _, _, feature, _ in parameters() if feature}
     assert of_arguments == set(ARGUMENTS)
-    assert {row[0] for row in supported_features()} == of_arguments | PROPERTIES
+    of_calls = {row[3] for call in ("sdpa_varlen", "sdpa_paged") for row in parameters(call)}
+    assert of_calls - {""} - of_arguments == set(CALLS)
+    assert {row[0] for row in supported_features()} == of_arguments | PROPERTIES | set(CALLS)
     named = {name for example in ARGUMENTS.values() for name in example}
     assert named == {name for name, _, _, feature, _ in parameters() if feature}
 
 
 def test_the_flags_are_those_of_the_table() -> None:
     flags = [p for p in inspect.signature(supports).parameters.values() if p.default is False]
-    assert {flag.name for flag in flags} == set(ARGUMENTS)
+    assert {flag.name for flag in flags} == set(ARGUMENTS) | set(CALLS)
     assert all(flag.kind is inspect.Parameter.KEYWORD_ONLY for flag in flags)
     with pytest.raises(TypeError, match="supports: got an unexpected argument 'masks'"):
         supports("cpu", masks=True)
@@ -59,6 +68,23 @@ def test_the_table_supports_and_sdpa_agree(feature: str, device_kind: str) -> No
         return
     with pytest.raises(metal_sdpa.Unsupported, match=f"sdpa: {feature}: {reason}"):
         metal_sdpa.sdpa(q, q, q, device=device_kind, **ARGUMENTS[feature])
+
+
+@pytest.mark.parametrize("feature", CALLS)
+def test_the_table_supports_and_other_calls_agree(feature: str, device_kind: str) -> None:
+    name, arguments = CALLS[feature]
+    answer = supports(device_kind, **{feature: True})
+    if answer:
+        getattr(metal_sdpa, name)(*arguments, device=device_kind)
+        return
+    reason = answer.reason.removeprefix("supports: ")
+    with pytest.raises(metal_sdpa.Unsupported, match=f"{name}: {reason}"):
+        getattr(metal_sdpa, name)(*arguments, device=device_kind)
+
+
+def test_parameters_of_calls_that_do_not_exist() -> None:
+    with pytest.raises(metal_sdpa.InvalidArgument, match='parameters: call: "sdpb", takes sdpa'):
+        parameters("sdpb")
 
 
 @pytest.mark.parametrize("head_dim", [0, 1, 576, 577, 1024, 1025])

@@ -26,7 +26,7 @@ constexpr std::size_t dtype_size(DType dtype) noexcept {
   return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::u16 ? 2 : 4;
 }
 
-/// "f32", "f16", "bf16", "u8", "u16", "u32" or "i32".
+/// "f32", "f16", "bf16", "u8", "u16", "u32", "i32" or "i64".
 METAL_SDPA_API const char* dtype_name(DType dtype) noexcept;
 
 }  // namespace metal_sdpa

@@ -12,7 +12,7 @@ namespace metal_sdpa {
 
 /// One row. A reason says why the device does not support the feature; empty: it does.
 struct SupportedFeature {
-  std::string_view feature;  ///< the argument of sdpa() that asks for it, or a property of arrays
+  std::string_view feature;  ///< the argument that asks for it, or a property of arrays
   std::string_view cpu;
   std::string_view metal;
 };
