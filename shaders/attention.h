@@ -21,6 +21,7 @@ struct AttentionBuffers {
   device const uchar* mask;
   device const uchar* sinks;
   device const float* slopes;
+  device const uchar* table;
 };
 
 /// Where a team stands in the grid: its span, its rows, and its share of both.
@@ -43,8 +44,9 @@ TeamPlace team_place(thread const SdpaArgs& args, SdpaWorkItem item, uint3 group
   const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
   const int row_teams = int(args.group_split);
   const int heads_per_kv = int(args.n_heads / args.n_kv_heads);
-  const int n_queries = int(args.row_end - args.row_begin);
+  const int n_queries = int(row_end_of(args, item.sequence) - args.row_begin);
   const int n_rows = n_queries * heads_per_kv;
+  const int grid_rows = int(args.row_end - args.row_begin) * heads_per_kv;
   const int block_rows = Tile::kRows * row_teams;
   // A tile of decode has one block and one row team, and waits for no more division before its
   // first load.
@@ -55,8 +57,8 @@ TeamPlace team_place(thread const SdpaArgs& args, SdpaWorkItem item, uint3 group
   place.sharing_teams = share_rows ? teams / row_teams : 1;
   int row_team = share_rows ? 0 : team;
   place.key_team = share_rows ? team : 0;
-  if (n_rows > block_rows) {
-    const int row_blocks = int(uint(n_rows + block_rows - 1) / uint(block_rows));
+  if (grid_rows > block_rows) {
+    const int row_blocks = int(uint(grid_rows + block_rows - 1) / uint(block_rows));
     // The last rows come first: under a causal mask they have the most keys.
     row_block = row_blocks - 1 - int(group.z) % row_blocks;
     place.span.span = long(item.span) + long(int(group.z) / row_blocks);
@@ -98,12 +100,15 @@ TeamKeys<T> keys_of_team(thread const AttentionBuffers<T>& buffers, thread const
   TeamKeys<T> keys;
   keys.any.begin = keys.any.end = 0;
   if (place.has_rows()) keys.any = keys_of_rows(args, place, place.rows.begin, place.rows.end);
-  keys.k_row = args.k_stride.row;
-  keys.v_row = args.v_stride.row;
-  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, kv_h) + first_key * keys.k_row +
-           element;
-  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, kv_h) + first_key * keys.v_row +
-           element;
+  // Where none is seen there is none to repeat: a tile may have room behind where the band would
+  // be.
+  if (windowed && keys.any.begin >= keys.any.end) keys.any.begin = keys.any.end = 0;
+  const SdpaSequence sequence = place.span.item.sequence;
+  keys.k = key_rows(buffers.k, args.k_offset, args.k_stride, b, kv_h, sequence, first_key);
+  keys.v = key_rows(buffers.v, args.v_offset, args.v_stride, b, kv_h, sequence, first_key);
+  keys.k.start += element;
+  keys.v.start += element;
+  if (paged) keys.pages.init(buffers.table, args, sequence, first_key);
   return keys;
 }
 
@@ -118,7 +123,8 @@ int first_tile_of(thread const TeamPlace& place, KeyRange keys) {
 /// Element of the output where row `packed` begins.
 inline long output_start(thread const SdpaArgs& args, thread const TeamPlace& place, int packed) {
   const long b = long(place.span.item.batch_index);
-  return head_start(args.out_offset, args.out_stride, b, place.head(packed)) +
+  return query_start(args.out_offset, args.out_stride, b, place.head(packed),
+                     place.span.item.sequence) +
          place.rows.query(packed) * args.out_stride.row;
 }
 
@@ -126,8 +132,9 @@ inline long output_start(thread const SdpaArgs& args, thread const TeamPlace& pl
 inline long state_index(thread const SdpaArgs& args, thread const TeamPlace& place, int packed) {
   const long h = place.head(packed);
   const long i = place.rows.query(packed);
-  if (write_partial) return state_of(args, place.span.item, h, i, place.span.span);
-  return packed_row(args, long(place.span.item.batch_index), h, i);
+  const SdpaWorkItem item = place.span.item;
+  if (write_partial) return state_of(args, item, h, i, place.span.span);
+  return lse_row(args, item.sequence, long(item.batch_index), h, i);
 }
 
 /// Row `packed` and its band of the span.
@@ -140,15 +147,13 @@ BandKeys<T> band_keys(thread const AttentionBuffers<T>& buffers, thread const Sc
   const long first_key = place.span.first_key;
   const KeyRange seen = place.span.part_of(band_of(args, item.sequence, i));
   BandKeys<T> keys;
+  const long kv_h = place.span.kv_h;
   keys.q = buffers.q +
-           head_start(args.q_offset, args.q_stride, b, place.span.kv_h * place.rows.group) +
+           query_start(args.q_offset, args.q_stride, b, kv_h * place.rows.group, item.sequence) +
            place.rows.element(args.q_stride, packed);
-  keys.k = buffers.k + head_start(args.k_offset, args.k_stride, b, place.span.kv_h) +
-           first_key * args.k_stride.row;
-  keys.v = buffers.v + head_start(args.v_offset, args.v_stride, b, place.span.kv_h) +
-           first_key * args.v_stride.row;
-  keys.k_row = args.k_stride.row;
-  keys.v_row = args.v_stride.row;
+  keys.k = key_rows(buffers.k, args.k_offset, args.k_stride, b, kv_h, item.sequence, first_key);
+  keys.v = key_rows(buffers.v, args.v_offset, args.v_stride, b, kv_h, item.sequence, first_key);
+  if (paged) keys.pages.init(buffers.table, args, item.sequence, first_key);
   keys.begin = seen.begin;
   keys.end = seen.end;
   keys.rule = rule.row(args, item.sequence, b, place.head(packed), i, first_key);
@@ -273,6 +278,8 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int slice = simdgroup % Tile::kSlices;
   const int team = simdgroup / Tile::kSlices;
   const TeamPlace place = team_place<T, kDim, kPrefill>(args, item, group, team);
+  // The dispatch has blocks for the sequence with the most rows.
+  if (work_list && place.block_begin >= place.block_end) return;
   const KeyRange block = keys_of_rows(args, place, place.block_begin, place.block_end);
   if (write_partial && block.begin >= block.end) return;
   const bool exists = place.has_rows();
@@ -284,8 +291,8 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   // The first loads, all under way at a time; Q first, since it is to be transposed.
   if (exists) {
     device const T* q_head =
-        buffers.q + head_start(args.q_offset, args.q_stride, long(item.batch_index),
-                               place.span.kv_h * place.rows.group);
+        buffers.q + query_start(args.q_offset, args.q_stride, long(item.batch_index),
+                                place.span.kv_h * place.rows.group, item.sequence);
     tile.load_q(q_head, args, place.rows);
   }
   typename Tile::KeyTile first_tile;
@@ -293,7 +300,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   const int step = place.sharing_teams * Tile::kKeys;
   uint seen = 0;
   const bool early = !masked && first < keys.any.end && first + Tile::kKeys > keys.any.begin;
-  if (early) tile.load(keys.k, keys.k_row, first, keys.any, first_tile);
+  if (early) tile.load_first(keys, first, first_tile);
   if (exists) {
     tile.transpose_q();
     tile.set_rows(args, place.span, place.rows);
@@ -304,7 +311,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
   if (Tile::kSlices == 1) {
     if (masked) {
       first = tile.next_seen(keys, first, step, seen);
-      if (first < keys.any.end) tile.load(keys.k, keys.k_row, first, keys.any, first_tile);
+      if (first < keys.any.end) tile.load_first(keys, first, first_tile);
     }
     tile.attend(keys, first, step, seen, first_tile);
     const int row_team = team % int(args.group_split);
@@ -314,7 +321,7 @@ void attention(thread const AttentionBuffers<T>& buffers, thread const SdpaArgs&
     }
   } else {
     if (masked && tile.is_seen(keys, first, seen)) {
-      tile.load(keys.k, keys.k_row, first, keys.any, first_tile);
+      tile.load_first(keys, first, first_tile);
     }
     const int teams = sdpa_tile_teams(kPrefill, Tile::kBytes, kDim);
     const int team_scores = Tile::kSlices * Tile::kScores * 32;

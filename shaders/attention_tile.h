@@ -164,16 +164,20 @@ struct AttentionTile {
     }
   }
 
-  /// Loads keys first .. first + kKeys - 1, of which at least one is in use; past the last, the
-  /// last one again, before the first, that one.
-  void load(device const T* start, long row_stride, int first, KeyRange used,
-            thread KeyTile& tile) const {
+  /// Loads keys first .. first + kKeys - 1 of a team, which lie at `place`; at least one is in use.
+  /// Past the last it is the last one again, before the first, that one.
+  void load(thread const KeyRows<T>& rows, thread const TeamKeys<T>& keys, TilePlace place,
+            int first, thread KeyTile& tile) const {
     SDPA_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
-      int key = metal::min(first + 8 * j + at.row, used.end - 1);
-      if (windowed) key = metal::max(key, used.begin);
-      load_row(start + key * row_stride, true, tile.pairs[j]);
+      const int key = keys.used(first + 8 * j + at.row);
+      load_row(keys.template row<kKeys>(rows, place, key), true, tile.pairs[j]);
     }
+  }
+
+  /// The first tile of K.
+  void load_first(thread const TeamKeys<T>& keys, int first, thread KeyTile& tile) const {
+    load(keys.k, keys, keys.template place_of<kKeys>(first), first, tile);
   }
 
   /// This slice's part of S^T, in chains of kScoreChain matrix products from zero: a long chain of
@@ -459,23 +463,28 @@ struct AttentionTile {
   /// simdgroup; k holds the first of them and `seen` what a boolean mask leaves of it. Loads are
   /// issued a tile before what needs them, except V's in prefill, whose registers are full.
   void attend(thread const TeamKeys<T>& keys, int first, int step, uint seen, thread KeyTile& k) {
+    TilePlace place = keys.template place_of<kKeys>(first);
     while (first < keys.any.end) {
       float2 scores[kRowTiles][kKeyTiles];
       float2 weights[kRowTiles][kKeyTiles];
       KeyTile v;
       uint next_bits = 0;
       const int next = next_seen(keys, first + step, step, next_bits);
-      if (!kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
+      const TilePlace next_place = keys.template place_of<kKeys>(next);
+      if (!kPrefill) load(keys.v, keys, place, first, v);
       multiply_scores(k, scores);
-      if (!kPrefill && next < keys.any.end) load(keys.k, keys.k_row, next, keys.any, k);
+      if (!kPrefill && next < keys.any.end) load(keys.k, keys, next_place, next, k);
       apply_rule(scores, keys, first, seen);
       softmax(scores, weights);
-      if (kPrefill) load(keys.v, keys.v_row, first, keys.any, v);
+      if (kPrefill) load(keys.v, keys, place, first, v);
       clear_repeated(first, keys.any, v);
       multiply_values(weights, v);
       // Where all keys are seen the last of them may be loaded again.
-      if (kPrefill && (!masked || next < keys.any.end)) load(keys.k, keys.k_row, next, keys.any, k);
+      if (kPrefill && (!masked || next < keys.any.end)) {
+        load(keys.k, keys, next_place, next, k);
+      }
       first = next;
+      place = next_place;
       seen = next_bits;
     }
   }
@@ -491,7 +500,7 @@ struct AttentionTile {
     threadgroup float2* other = exchange + turn_stride;
     KeyTile v;
     bool active = is_seen(keys, first, seen);
-    if (active) load(keys.v, keys.v_row, first, keys.any, v);
+    if (active) load(keys.v, keys, keys.template place_of<kKeys>(first), first, v);
     for (; first < end; first += kKeys) {
       const int next = first + kKeys;
       uint next_bits = 0;
@@ -500,12 +509,14 @@ struct AttentionTile {
       // Behind an active tile the next one is loaded without a question, which is quicker; past the
       // last key that is the last one again.
       const bool joins = (windowed || masked) && !active && next_active;
+      TilePlace place;
+      if (active || joins) place = keys.template place_of<kKeys>(next);
       if (active) {
         multiply_scores(k, scores);
         put_scores(scores, turn, slice, lane);
-        if (!masked || next_active) load(keys.k, keys.k_row, next, keys.any, k);
+        if (!masked || next_active) load(keys.k, keys, place, next, k);
       }
-      if (joins) load(keys.k, keys.k_row, next, keys.any, k);
+      if (joins) load(keys.k, keys, place, next, k);
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       if (active) {
         float2 weights[kRowTiles][kKeyTiles];
@@ -514,9 +525,9 @@ struct AttentionTile {
         softmax(scores, weights);
         clear_repeated(first, keys.any, v);
         multiply_values(weights, v);
-        if (!masked || next_active) load(keys.v, keys.v_row, next, keys.any, v);
+        if (!masked || next_active) load(keys.v, keys, place, next, v);
       }
-      if (joins) load(keys.v, keys.v_row, next, keys.any, v);
+      if (joins) load(keys.v, keys, place, next, v);
       active = next_active;
       seen = next_bits;
       threadgroup float2* const used = turn;

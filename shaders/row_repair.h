@@ -6,6 +6,7 @@
 
 #include <metal_stdlib>
 
+#include "key_rows.h"
 #include "lanes.h"
 #include "score_rule.h"
 #include "softmax_state.h"
@@ -17,10 +18,9 @@ namespace metal_sdpa {
 template <typename T>
 struct BandKeys {
   device const T* q;
-  device const T* k;
-  device const T* v;
-  long k_row;
-  long v_row;
+  KeyRows<T> k;
+  KeyRows<T> v;
+  PageList pages;
   long begin;
   long end;
   RowRule rule;
@@ -30,7 +30,7 @@ struct BandKeys {
 template <typename T>
 float score_of_key(thread const BandKeys<T>& keys, thread const ScoreRule& rule, long j,
                    int head_dim, int lane) {
-  device const T* k = keys.k + j * keys.k_row;
+  device const T* k = keys.k.at(keys.pages, j);
   float product = 0.0f;
   SDPA_ROLLED
   for (int d = lane; d < head_dim; d += kLanes) {
@@ -59,7 +59,7 @@ void repair_row(BandKeys<T> keys, thread const ScoreRule& rule, float reference,
     if (score == -INFINITY) continue;
     const float weight = weight_of(score, from);
     compensated_add(weights, weights_compensation, weight);
-    device const T* v = keys.v + j * keys.v_row;
+    device const T* v = keys.v.at(keys.pages, j);
     SDPA_UNROLL
     for (int c = 0; c < kColumns; ++c) {
       const int column = first_column + lane + kLanes * c;

@@ -7,6 +7,7 @@
 #include <metal_stdlib>
 
 #include "sdpa_args.h"
+#include "sdpa_problem.h"
 
 constant bool softcap_constant [[function_constant(SDPA_CONSTANT_SOFTCAP)]];
 constant bool alibi_constant [[function_constant(SDPA_CONSTANT_ALIBI)]];
@@ -67,7 +68,7 @@ struct ScoreRule {
     row.slope = 0.0f;
     if (has_mask) {
       row.mask = args.mask_offset + b * args.mask_stride.batch + h * args.mask_stride.head +
-                 i * args.mask_stride.row + first_key * mask_key;
+                 (first_packed(sequence.q_row) + i) * args.mask_stride.row + first_key * mask_key;
     }
     if (alibi) {
       row.slope = slopes[args.alibi_offset + b * args.alibi_batch + h * args.alibi_head];

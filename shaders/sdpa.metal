@@ -11,6 +11,7 @@
 // chain.
 #include <metal_stdlib>
 
+#include "key_rows.h"
 #include "row_finish.h"
 #include "score_rule.h"
 #include "sdpa_args.h"
@@ -52,6 +53,8 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
   args.sequence.kv_len = params.kv_seq_len;
   args.sequence.kv_start = 0;
   args.sequence.query_len = params.seq_len;
+  args.sequence.q_row = 0;
+  args.sequence.key_begin = 0;
   args.n_heads = params.n_heads;
   args.n_kv_heads = params.n_kv_heads;
   args.seq_len = params.seq_len;
@@ -71,6 +74,7 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
   args.head_begin = 0;
   args.head_end = params.n_heads;
   args.seen_begin = 0;
+  args.packed_rows = 0;
   return args;
 }
 
@@ -78,15 +82,29 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
 /// past the last key repeat it: they are read, but get no weight.
 template <typename T>
 struct KeyTile {
-  device const T* k;
-  device const T* v;
-  long k_row;
-  long v_row;
+  KeyRows<T> k;
+  KeyRows<T> v;
+  PageList pages;
   long first;
   int count;
+  PagedRow places[kTileKeys];  ///< where there are pages: the table is read once a tile
 
-  device const T* k_at(int j) const { return k + (first + metal::min(j, count - 1)) * k_row; }
-  device const T* v_at(int j) const { return v + (first + metal::min(j, count - 1)) * v_row; }
+  void set(long first_key, long end_key) {
+    first = first_key;
+    count = int(metal::min(long(kTileKeys), end_key - first_key));
+    if (!paged) return;
+    for (int j = 0; j < kTileKeys; ++j) {
+      places[j] = pages.place(int(first_key) + metal::min(j, count - 1));
+    }
+  }
+
+  device const T* k_at(int j) const { return row_at(k, j); }
+  device const T* v_at(int j) const { return row_at(v, j); }
+
+  device const T* row_at(thread const KeyRows<T>& rows, int j) const {
+    if (paged) return rows.start + rows.in_page(places[j]);
+    return rows.start + (first + metal::min(j, count - 1)) * rows.row;
+  }
 };
 
 /// Adds q[begin .. end) . k_j to sums[j] for every key of the tile.
@@ -273,6 +291,7 @@ template <typename T>
     device const uchar* mask [[buffer(SDPA_BUFFER_MASK), function_constant(has_mask)]],
     device const uchar* sinks [[buffer(SDPA_BUFFER_SINKS), function_constant(has_sinks)]],
     device const float* slopes [[buffer(SDPA_BUFFER_ALIBI), function_constant(alibi)]],
+    device const uchar* table [[buffer(SDPA_BUFFER_PAGES), function_constant(paged)]],
     uint3 grid_position [[threadgroup_position_in_grid]],
     uint3 thread_in_group [[thread_position_in_threadgroup]]) {
   using namespace metal_sdpa;
@@ -290,7 +309,7 @@ template <typename T>
   const long h = long(args.head_begin) + long(group.y);
   const long i =
       long(args.row_begin) + long(group.z % row_blocks) * SDPA_TILE_Q + long(thread_in_group.x);
-  if (i >= long(args.row_end)) return;
+  if (i >= long(row_end_of(args, item.sequence))) return;
 
   const SdpaBand band = band_of(args, item.sequence, i);
   long first_key = windowed ? band.begin : 0l;
@@ -306,12 +325,12 @@ template <typename T>
 
   const long kv_h = h / long(args.n_heads / args.n_kv_heads);
   KeyTile<T> tile;
-  tile.k = k + head_start(args.k_offset, args.k_stride, b, kv_h);
-  tile.v = v + head_start(args.v_offset, args.v_stride, b, kv_h);
-  tile.k_row = args.k_stride.row;
-  tile.v_row = args.v_stride.row;
+  tile.k = key_rows(k, args.k_offset, args.k_stride, b, kv_h, item.sequence, 0l);
+  tile.v = key_rows(v, args.v_offset, args.v_stride, b, kv_h, item.sequence, 0l);
+  if (paged) tile.pages.init(table, args, item.sequence, 0l);
   Row<T> row;
-  row.q = q + head_start(args.q_offset, args.q_stride, b, h) + i * args.q_stride.row;
+  row.q =
+      q + query_start(args.q_offset, args.q_stride, b, h, item.sequence) + i * args.q_stride.row;
   row.head_dim = int(args.head_dim);
   row.value_dim = int(args.value_dim);
   row.rule.init(args);
@@ -323,16 +342,14 @@ template <typename T>
   RowState state;
   state.reset(value_dim);
   for (long first = first_key; first < end_key; first += kTileKeys) {
-    tile.first = first;
-    tile.count = int(metal::min(long(kTileKeys), end_key - first));
+    tile.set(first, end_key);
     if (row.sees(tile)) attend_tile(row, tile, state);
   }
   // Not where scores are NaN: then everything is.
   if (state.has_special(value_dim) && state.sum == state.sum) {
     state.reset_numerators(value_dim);
     for (long first = first_key; first < end_key; first += kTileKeys) {
-      tile.first = first;
-      tile.count = int(metal::min(long(kTileKeys), end_key - first));
+      tile.set(first, end_key);
       if (row.sees(tile)) add_specials(row, tile, state);
     }
   }
@@ -347,11 +364,12 @@ template <typename T>
   float sink = -INFINITY;
   if (has_sinks) sink = sink_of(sinks, args, h);
   const RowFinish finish = finish_row(state.reference, state.sum, sink);
-  const long start = head_start(args.out_offset, args.out_stride, b, h) + i * args.out_stride.row;
+  const long start =
+      query_start(args.out_offset, args.out_stride, b, h, item.sequence) + i * args.out_stride.row;
   for (int d = 0; d < value_dim; ++d) {
     store_element(out, start + d, finished(state.numerators[d], finish));
   }
-  if (write_output_lse) lse[packed_row(args, b, h, i)] = finish.lse;
+  if (write_output_lse) lse[lse_row(args, item.sequence, b, h, i)] = finish.lse;
 }
 
 #define SDPA_INSTANTIATE(name, type) \

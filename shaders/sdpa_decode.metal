@@ -20,6 +20,7 @@ template <typename T, int kDim>
     device const uchar* mask [[buffer(SDPA_BUFFER_MASK), function_constant(has_mask)]],
     device const uchar* sinks [[buffer(SDPA_BUFFER_SINKS), function_constant(has_sinks)]],
     device const float* slopes [[buffer(SDPA_BUFFER_ALIBI), function_constant(alibi)]],
+    device const uchar* table [[buffer(SDPA_BUFFER_PAGES), function_constant(paged)]],
     threadgroup float2* exchange [[threadgroup(0)]],
     uint3 grid_position [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -43,6 +44,7 @@ template <typename T, int kDim>
   if (has_mask) buffers.mask = mask;
   if (has_sinks) buffers.sinks = sinks;
   if (alibi) buffers.slopes = slopes;
+  if (paged) buffers.table = table;
   attention<T, kDim, false>(buffers, args, item, exchange, group, int(simdgroup), int(simd_lane));
 }
 

@@ -177,6 +177,7 @@ template <typename T>
   }
   const int n_columns = metal::min(value_dim - first_column, SDPA_MERGE_COLUMNS);
   const long i = long(args.row_begin) + long(row_index);
+  if (i >= long(row_end_of(args, item.sequence))) return;
 
   const int lane = int(simd_lane);
   const SdpaBand band = band_of(args, item.sequence, i);
@@ -204,7 +205,7 @@ template <typename T>
   float sink = -INFINITY;
   if (has_sinks) sink = sink_of(sinks, args, h);
   const RowFinish finish = finish_row(reference, sum, sink);
-  device T* out_row = out + head_start(args.out_offset, args.out_stride, b, h) +
+  device T* out_row = out + query_start(args.out_offset, args.out_stride, b, h, item.sequence) +
                       i * args.out_stride.row + first_column;
   for (int column = int(thread_index); column < n_columns; column += int(threads.x)) {
     float numerator = add_runs(runs + column, row.n_spans, run_spans, stride);
@@ -212,7 +213,7 @@ template <typename T>
     out_row[column] = T(finished(numerator, finish));
   }
   if (write_lse && thread_index == 0 && first_column == 0) {
-    lse[packed_row(args, b, h, i)] = finish.lse;
+    lse[lse_row(args, item.sequence, b, h, i)] = finish.lse;
   }
 }
 

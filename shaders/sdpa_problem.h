@@ -27,9 +27,25 @@ inline long head_start(long offset, thread const SdpaStrides& stride, long b, lo
   return offset + b * stride.batch + head * stride.head;
 }
 
-/// Index of row [b][h][i] in what is packed as [B, Hq, L]: the log-sum-exp.
-inline long packed_row(thread const SdpaArgs& args, long b, long h, long i) {
-  return (b * long(args.n_heads) + h) * long(args.seq_len) + i;
+/// Where a sequence's rows begin in a tensor that may hold others' rows before them. Only a list of
+/// work has such sequences.
+inline long first_packed(long row) { return work_list ? row : 0l; }
+
+/// Element [b][head][0][0] of a tensor with a query's rows: row 0 is the sequence's first.
+inline long query_start(long offset, thread const SdpaStrides& stride, long b, long head,
+                        SdpaSequence sequence) {
+  return head_start(offset, stride, b, head) + first_packed(sequence.q_row) * stride.row;
+}
+
+/// Index of row i of a sequence among the log-sum-exps.
+inline long lse_row(thread const SdpaArgs& args, SdpaSequence sequence, long b, long h, long i) {
+  return b * args.lse_batch + h * args.lse_head + first_packed(sequence.q_row) + i;
+}
+
+/// One past the last row of the dispatch that is the sequence's to write.
+inline uint row_end_of(thread const SdpaArgs& args, SdpaSequence sequence) {
+  if (!work_list || args.packed_rows == 0) return args.row_end;
+  return metal::min(args.row_end, uint(sequence.query_len));
 }
 
 /// The slots that query row i sees. Without the window constant they begin at slot 0, stand a

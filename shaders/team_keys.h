@@ -4,6 +4,7 @@
 
 #include <metal_stdlib>
 
+#include "key_rows.h"
 #include "sdpa_args.h"
 #include "sdpa_problem.h"
 
@@ -57,12 +58,46 @@ struct SpanPlace {
 /// Teams that share rows have the same, and take its tiles by turns.
 template <typename T>
 struct TeamKeys {
-  device const T* k;  ///< first key of the span, at this lane's first element
-  device const T* v;
-  long k_row;
-  long v_row;
+  KeyRows<T> k;  ///< from the first key of the span on, at this lane's first element
+  KeyRows<T> v;
+  PageList pages;
   KeyRange any;
   KeyRange all;
+
+  /// The key that is read for `key`: the last one for one past it, the first for one before.
+  int used(int key) const {
+    const int last = metal::min(key, any.end - 1);
+    return windowed ? metal::max(last, any.begin) : last;
+  }
+
+  /// Whether pages do not hold tiles of kKeys keys whole: then each row takes a look at the table.
+  template <int kKeys>
+  bool is_scattered() const {
+    return pages.page_len % uint(kKeys) != 0;
+  }
+
+  /// Where the tile lies, or the last one for one past it; nothing where there is none or no page
+  /// holds it whole. Spans are made of whole tiles, so pages of a multiple of kKeys rows are too.
+  template <int kKeys>
+  TilePlace place_of(int first) const {
+    TilePlace place;
+    place.page = 0;
+    place.row = 0;
+    if (!paged || any.end == 0 || is_scattered<kKeys>()) return place;
+    const int key = used(first);
+    const PagedRow row = pages.place(key);
+    place.page = row.page;
+    place.row = int(row.slot) - key;
+    return place;
+  }
+
+  /// Row of K or V of a key of the tile at `place`.
+  template <int kKeys>
+  device const T* row(thread const KeyRows<T>& rows, TilePlace place, int key) const {
+    if (!paged) return rows.start + key * rows.row;
+    if (is_scattered<kKeys>()) return rows.at(pages, key);
+    return rows.start + (place.page * rows.page + (place.row + key) * rows.row);
+  }
 };
 
 }  // namespace metal_sdpa

@@ -60,8 +60,9 @@ SdpaBand visible_band(const SdpaProblem& problem, std::int64_t b) {
 }
 
 bool has_band_begin(const SdpaProblem& problem) {
+  const bool has_rows_out_of_use = problem.query_len.has_value() || !problem.query_lengths.empty();
   return side(problem.window_left) >= 0 || problem.kv_start > 0 || !problem.kv_starts.empty() ||
-         problem.query_len.has_value() || !problem.query_lengths.empty();
+         (has_rows_out_of_use && !problem.has_packed_queries());
 }
 
 double band_pairs(const SdpaSequence& sequence, const SdpaWindow& window, std::int64_t row_begin,

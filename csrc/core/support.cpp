@@ -8,22 +8,21 @@ namespace metal_sdpa {
 namespace {
 
 constexpr std::string_view kYes{};
-constexpr std::string_view kNotBuilt = "is not built yet";
 
 }  // namespace
 
 const std::vector<SupportedFeature>& supported_features() {
   static const auto* const features = new std::vector<SupportedFeature>{
-      {"f32", kYes, kYes},         {"f16", kYes, kYes},
-      {"bf16", kYes, kYes},        {"causal", kYes, kYes},
-      {"q_start", kYes, kYes},     {"kv_lengths", kYes, kYes},
-      {"return_lse", kYes, kYes},  {"grouped_queries", kYes, kYes},
-      {"strides", kYes, kYes},     {"mask", kYes, kYes},
-      {"window", kYes, kYes},      {"softcap", kYes, kYes},
-      {"sinks", kYes, kYes},       {"alibi_slopes", kYes, kYes},
-      {"kv_starts", kYes, kYes},   {"query_lengths", kYes, kYes},
-      {"key_offset", kYes, kYes},  {"out_f32", kYes, kYes},
-      {"varlen", kYes, kNotBuilt}, {"paged", kYes, kNotBuilt},
+      {"f32", kYes, kYes},        {"f16", kYes, kYes},
+      {"bf16", kYes, kYes},       {"causal", kYes, kYes},
+      {"q_start", kYes, kYes},    {"kv_lengths", kYes, kYes},
+      {"return_lse", kYes, kYes}, {"grouped_queries", kYes, kYes},
+      {"strides", kYes, kYes},    {"mask", kYes, kYes},
+      {"window", kYes, kYes},     {"softcap", kYes, kYes},
+      {"sinks", kYes, kYes},      {"alibi_slopes", kYes, kYes},
+      {"kv_starts", kYes, kYes},  {"query_lengths", kYes, kYes},
+      {"key_offset", kYes, kYes}, {"out_f32", kYes, kYes},
+      {"varlen", kYes, kYes},     {"paged", kYes, kYes},
   };
   return *features;
 }

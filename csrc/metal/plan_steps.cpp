@@ -40,8 +40,8 @@ class BoxPlan {
         kernel_(kernel),
         box_(box),
         is_merged_(is_merged),
-        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.batch_begin))),
-        seen_(seen_spans(problem, kernel.spans, box, box.batch_begin)) {
+        own_(spans_of(kernel.spans, problem.sequence_kv_len(box.sequence(box.batch_begin)))),
+        seen_(seen_spans(problem, kernel.spans, box, box.sequence(box.batch_begin))) {
     if (problem.per_sequence()) {
       items_ = sequence_items();
       for (const SdpaWorkItem& item : items_) count(item.n_spans, 1);
@@ -132,6 +132,7 @@ class BoxPlan {
     double flops = 0;
     for (const SdpaWorkItem& item : items_) {
       WorkBox one = box_;
+      one.listed = nullptr;
       one.batch_begin = item.batch_index;
       one.batch_end = one.batch_begin + 1;
       flops += work_flops(problem_, one);
@@ -172,11 +173,13 @@ class BoxPlan {
     step.constants.push_back({SDPA_CONSTANT_WORK, true});
   }
 
-  /// An item for each sequence, the one with the most keys first.
+  /// An item for each sequence with rows in the box, the one with the most keys first.
   std::vector<SdpaWorkItem> sequence_items() const {
     std::vector<SdpaWorkItem> items;
-    for (std::int64_t b = box_.batch_begin; b < box_.batch_end; ++b) {
+    for (std::int64_t i = box_.batch_begin; i < box_.batch_end; ++i) {
+      const std::int64_t b = box_.sequence(i);
       const SdpaSequence sequence = sequence_of(problem_, b);
+      if (problem_.has_packed_queries() && sequence.query_len <= box_.row_begin) continue;
       const SpanRange seen = seen_spans(problem_, kernel_.spans, box_, b);
       if ((seen.count() > 1) != is_merged_) continue;
       const std::uint32_t span_len = span_len_of(spans_of(kernel_.spans, sequence.kv_len));
@@ -234,14 +237,15 @@ std::int64_t max_spans(const SdpaProblem& problem, const WorkUnit& unit) {
   return std::max<std::int64_t>(SDPA_MAX_STATE_BYTES / (unit.rows * unit.heads * row_bytes), 1);
 }
 
-Plan plan_steps(const SdpaProblem& problem, const MetalFacts& facts, const KernelFacts& kernel) {
+namespace {
+
+void add_steps(const SdpaProblem& problem, const WorkBox& whole, const MetalFacts& facts,
+               const KernelFacts& kernel, Plan& plan) {
   const auto fits = [&](const WorkBox& box) {
     return state_bytes(problem, kernel.spans, box) <= facts.max_state_bytes &&
            work_seconds(problem, kernel.spans, box, kernel.rate) <= facts.max_dispatch_seconds;
   };
-  const std::vector<WorkBox> boxes = cut_work(problem, kernel.spans, kernel.unit, fits);
-  Plan plan;
-  plan.span_len = spans_of(kernel.spans, longest_kv_len(problem)).keys;
+  const std::vector<WorkBox> boxes = cut_work(problem, whole, kernel.spans, kernel.unit, fits);
   std::uint64_t states = 0;
   for (std::size_t i = 0; i < boxes.size(); ++i) {
     const BoxPlan merged(problem, kernel, boxes[i], true);
@@ -253,9 +257,26 @@ Plan plan_steps(const SdpaProblem& problem, const MetalFacts& facts, const Kerne
     const bool more_keys = i + 1 < boxes.size() && same_rows(boxes[i], boxes[i + 1]);
     if (!more_keys) plan.steps.push_back(merged.merge_step());
   }
-  plan.scratch_bytes[0] = states * static_cast<std::uint64_t>(problem.value_dim) * sizeof(float);
-  plan.scratch_bytes[1] = states * 2 * sizeof(float);
+  const std::uint64_t width = static_cast<std::uint64_t>(problem.value_dim) * sizeof(float);
+  plan.scratch_bytes[0] = std::max(plan.scratch_bytes[0], states * width);
+  plan.scratch_bytes[1] = std::max(plan.scratch_bytes[1], states * 2 * sizeof(float));
+}
+
+}  // namespace
+
+Plan plan_steps(const SdpaProblem& problem, const MetalFacts& facts, const KernelFacts& kernel) {
+  Plan plan;
+  plan.span_len = spans_of(kernel.spans, longest_kv_len(problem)).keys;
+  add_steps(problem, whole_work(problem), facts, kernel, plan);
   return plan;
+}
+
+void add_steps(const SdpaProblem& problem, const std::vector<std::int64_t>& sequences,
+               const MetalFacts& facts, const KernelFacts& kernel, Plan& plan) {
+  std::int64_t longest = 0;
+  for (const std::int64_t b : sequences) longest = std::max(longest, problem.sequence_kv_len(b));
+  plan.span_len = std::max(plan.span_len, spans_of(kernel.spans, longest).keys);
+  add_steps(problem, whole_work(problem, sequences), facts, kernel, plan);
 }
 
 }  // namespace metal_sdpa

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "metal/facts.h"
 #include "metal/work_estimate.h"
@@ -32,5 +33,9 @@ std::int64_t max_spans(const SdpaProblem& problem, const WorkUnit& unit);
 /// the merge of their states after it. No step is estimated above facts.max_dispatch_seconds, and
 /// no part leaves more than facts.max_state_bytes of states.
 Plan plan_steps(const SdpaProblem& problem, const MetalFacts& facts, const KernelFacts& kernel);
+
+/// The same for some sequences of the problem, behind what the plan has already.
+void add_steps(const SdpaProblem& problem, const std::vector<std::int64_t>& sequences,
+               const MetalFacts& facts, const KernelFacts& kernel, Plan& plan);
 
 }  // namespace metal_sdpa

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/operands.h"
 #include "core/text.h"
 #include "shaders/sdpa_tiles.h"
 
@@ -25,13 +26,13 @@ struct TileShape {
   int row_teams;  ///< those with rows of their own
   int rows;       ///< packed rows of one team
 
-  TileShape(const SdpaProblem& problem, bool is_prefill)
+  TileShape(const SdpaProblem& problem, std::int64_t query_rows, bool is_prefill)
       : prefill(is_prefill),
         element_bytes(static_cast<int>(dtype_size(problem.dtype))),
         dim(sdpa_tile_head_dim(static_cast<int>(problem.head_dim))),
         teams(sdpa_tile_teams(prefill, element_bytes, dim)),
         row_teams(sdpa_tile_row_teams(prefill, element_bytes, dim,
-                                      problem.seq_len * problem.n_heads / problem.n_kv_heads)),
+                                      query_rows * problem.n_heads / problem.n_kv_heads)),
         rows(sdpa_tile_rows(prefill, element_bytes, dim)) {}
 
   /// Teams that go through the same rows' keys by turns, each with sums of its own.
@@ -66,19 +67,20 @@ const char* kernel_name(const SdpaProblem& problem, const TileShape& shape) {
 }
 
 /// Whether rows of a tensor start on 16 bytes where the tensor does.
-bool rows_aligned(const TensorLayout& layout, const SdpaProblem& problem, std::int64_t heads,
-                  std::int64_t rows) {
+bool rows_aligned(const TensorView& view) {
   const auto aligned = [&](std::int64_t elements) {
-    return elements * static_cast<std::int64_t>(dtype_size(problem.dtype)) % 16 == 0;
+    return elements * view.element_size % 16 == 0;
   };
-  return aligned(layout.offset) && (problem.batch == 1 || aligned(layout.batch_stride)) &&
-         (heads == 1 || aligned(layout.head_stride)) && (rows == 1 || aligned(layout.row_stride));
+  return aligned(view.layout.offset) && (view.batch <= 1 || aligned(view.layout.batch_stride)) &&
+         (view.heads <= 1 || aligned(view.layout.head_stride)) &&
+         (view.rows <= 1 || aligned(view.layout.row_stride));
 }
 
 bool rows_aligned(const SdpaProblem& problem) {
-  return rows_aligned(problem.q, problem, problem.n_heads, problem.seq_len) &&
-         rows_aligned(problem.k, problem, problem.n_kv_heads, problem.kv_capacity) &&
-         rows_aligned(problem.v, problem, problem.n_kv_heads, problem.kv_capacity);
+  for (const PlanOperand operand : {PlanOperand::q, PlanOperand::k, PlanOperand::v}) {
+    if (!rows_aligned(operand_info(operand).view(problem))) return false;
+  }
+  return true;
 }
 
 /// Rows that fill whole tiles, whatever G is: cuts between them leave tiles as they are.
@@ -86,15 +88,16 @@ WorkUnit unit_of(const TileShape& shape, std::int64_t group) {
   return {shape.rows / std::gcd(static_cast<std::int64_t>(shape.rows), group), group};
 }
 
-SdpaSpanRule span_rule(const SdpaProblem& problem, const TileShape& shape, const WorkUnit& unit) {
+SdpaSpanRule span_rule(const SdpaProblem& problem, std::int64_t rows, const TileShape& shape,
+                       const WorkUnit& unit) {
   SdpaSpanRule rule{};
   const bool f16 = problem.dtype == DType::f16;
   rule.limit = sdpa_longest_span(shape.prefill, f16) * shape.sharing_teams();
   rule.span_len = rule.limit;
   if (!shape.prefill) {
     rule.span_len = sdpa_decode_span_len(shape.element_bytes, static_cast<int>(problem.head_dim));
-  } else if (problem.seq_len <= SDPA_SHORT_SPAN_ROWS) {
-    rule.span_len = sdpa_chunk_span_len(problem.seq_len);
+  } else if (rows <= SDPA_SHORT_SPAN_ROWS) {
+    rule.span_len = sdpa_chunk_span_len(rows);
   }
   rule.max_spans = max_spans(problem, unit);
   rule.grouped = problem.n_heads > problem.n_kv_heads;
@@ -108,8 +111,8 @@ bool tiles_take(const SdpaProblem& problem) {
          problem.head_dim <= SDPA_TILE_MAX_HEAD_DIM;
 }
 
-KernelFacts tile_kernel(const SdpaProblem& problem, bool prefill) {
-  const TileShape shape(problem, prefill);
+KernelFacts tile_kernel(const SdpaProblem& problem, std::int64_t rows, bool prefill) {
+  const TileShape shape(problem, rows, prefill);
   KernelFacts kernel;
   kernel.kernel = kernel_name(problem, shape);
   kernel.group = problem.n_heads / problem.n_kv_heads;
@@ -118,7 +121,7 @@ KernelFacts tile_kernel(const SdpaProblem& problem, bool prefill) {
   kernel.threadgroup_bytes = shape.threadgroup_bytes();
   kernel.group_split = static_cast<std::uint32_t>(shape.row_teams);
   kernel.unit = unit_of(shape, kernel.group);
-  kernel.spans = span_rule(problem, shape, kernel.unit);
+  kernel.spans = span_rule(problem, rows, shape, kernel.unit);
   kernel.rate = prefill ? kPrefillKernelRate : kDecodeKernelRate;
   if (problem.head_dim < shape.dim) kernel.constants.push_back({SDPA_CONSTANT_PADDED, true});
   if (shape.row_teams < shape.teams) kernel.constants.push_back({SDPA_CONSTANT_SHARED, true});

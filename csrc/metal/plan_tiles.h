@@ -10,7 +10,7 @@ namespace metal_sdpa {
 /// SDPA_TILE_MAX_HEAD_DIM.
 bool tiles_take(const SdpaProblem& problem);
 
-/// The tile kernel of a problem that they take.
-KernelFacts tile_kernel(const SdpaProblem& problem, bool prefill);
+/// The tile kernel of sequences with `rows` query rows, in a problem that they take.
+KernelFacts tile_kernel(const SdpaProblem& problem, std::int64_t rows, bool prefill);
 
 }  // namespace metal_sdpa

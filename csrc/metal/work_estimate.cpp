@@ -32,8 +32,9 @@ bool halve(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkUnit&
     first.row_end = second.row_begin = row;
     return true;
   }
-  const std::int64_t keys = spans_of(rule, problem.sequence_kv_len(first.batch_begin)).keys;
-  const SpanRange seen = seen_spans(problem, rule, first, first.batch_begin);
+  const std::int64_t b = first.sequence(first.batch_begin);
+  const std::int64_t keys = spans_of(rule, problem.sequence_kv_len(b)).keys;
+  const SpanRange seen = seen_spans(problem, rule, first, b);
   const std::int64_t begin = std::max(first.key_begin / keys, seen.begin);
   const std::int64_t end = std::min((first.key_end - 1) / keys + 1, seen.end);
   const std::int64_t span = middle_of(begin, end, 1);
@@ -51,7 +52,8 @@ SdpaBand band_of_box(const SdpaProblem& problem, const WorkBox& box, std::int64_
 std::int64_t longest_span(const SdpaProblem& problem, const SdpaSpanRule& rule,
                           const WorkBox& box) {
   std::int64_t longest = 0;
-  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
+  for (std::int64_t i = box.batch_begin; i < box.batch_end; ++i) {
+    const std::int64_t b = box.sequence(i);
     const SdpaBand band = band_of_box(problem, box, b);
     const std::int64_t keys = std::min(band.end, box.key_end) - std::max(band.begin, box.key_begin);
     const std::int64_t span = spans_of(rule, problem.sequence_kv_len(b)).keys;
@@ -70,14 +72,30 @@ bool same_rows(const WorkBox& a, const WorkBox& b) {
 }
 
 WorkBox whole_work(const SdpaProblem& problem) {
-  return {0, problem.batch, 0, problem.n_heads, 0, problem.seq_len};
+  WorkBox box;
+  box.batch_end = problem.batch;
+  box.head_end = problem.n_heads;
+  box.row_end = problem.seq_len;
+  return box;
+}
+
+WorkBox whole_work(const SdpaProblem& problem, const std::vector<std::int64_t>& sequences) {
+  WorkBox box = whole_work(problem);
+  box.listed = &sequences;
+  box.batch_end = static_cast<std::int64_t>(sequences.size());
+  if (!problem.has_packed_queries()) return box;
+  box.row_end = 0;
+  for (const std::int64_t b : sequences) {
+    box.row_end = std::max(box.row_end, problem.sequence_query_len(b));
+  }
+  return box;
 }
 
 double work_flops(const SdpaProblem& problem, const WorkBox& box) {
   double pairs = 0;
-  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    pairs += band_pairs(sequence_of(problem, b), window_of(problem), box.row_begin, box.row_end,
-                        {box.key_begin, box.key_end});
+  for (std::int64_t i = box.batch_begin; i < box.batch_end; ++i) {
+    pairs += band_pairs(sequence_of(problem, box.sequence(i)), window_of(problem), box.row_begin,
+                        box.row_end, {box.key_begin, box.key_end});
     if (problem.per_sequence()) continue;
     pairs *= static_cast<double>(box.sequences());
     break;
@@ -101,8 +119,8 @@ SpanRange seen_spans(const SdpaProblem& problem, const SdpaSpanRule& rule, const
 
 double state_bytes(const SdpaProblem& problem, const SdpaSpanRule& rule, const WorkBox& box) {
   std::int64_t n_spans = 0;
-  for (std::int64_t b = box.batch_begin; b < box.batch_end; ++b) {
-    const std::int64_t count = seen_spans(problem, rule, box, b).count();
+  for (std::int64_t i = box.batch_begin; i < box.batch_end; ++i) {
+    const std::int64_t count = seen_spans(problem, rule, box, box.sequence(i)).count();
     if (count > 1) n_spans += count;
     if (problem.per_sequence()) continue;
     n_spans *= box.sequences();
@@ -125,11 +143,11 @@ double work_seconds(const SdpaProblem& problem, const SdpaSpanRule& rule, const 
                    thread_seconds});
 }
 
-std::vector<WorkBox> cut_work(const SdpaProblem& problem, const SdpaSpanRule& rule,
-                              const WorkUnit& unit,
+std::vector<WorkBox> cut_work(const SdpaProblem& problem, const WorkBox& whole,
+                              const SdpaSpanRule& rule, const WorkUnit& unit,
                               const std::function<bool(const WorkBox&)>& fits) {
   std::vector<WorkBox> done;
-  std::vector<WorkBox> open{whole_work(problem)};
+  std::vector<WorkBox> open{whole};
   while (!open.empty()) {
     WorkBox first = open.back();
     open.pop_back();

@@ -15,11 +15,16 @@ namespace metal_sdpa {
 /// A part of a problem: some sequences, some query heads, some rows, and of a single sequence some
 /// keys.
 struct WorkBox {
-  std::int64_t batch_begin = 0, batch_end = 0;
+  std::int64_t batch_begin = 0, batch_end = 0;  ///< of `listed`, where that is given
   std::int64_t head_begin = 0, head_end = 0;
   std::int64_t row_begin = 0, row_end = 0;
   std::int64_t key_begin = 0, key_end = std::numeric_limits<std::int64_t>::max();
+  const std::vector<std::int64_t>* listed = nullptr;  ///< sequences of the problem
 
+  /// Which sequence of the problem number `i` of batch_begin..batch_end is.
+  std::int64_t sequence(std::int64_t i) const {
+    return listed == nullptr ? i : (*listed)[static_cast<std::size_t>(i)];
+  }
   std::int64_t sequences() const { return batch_end - batch_begin; }
   std::int64_t heads() const { return head_end - head_begin; }
   std::int64_t rows() const { return row_end - row_begin; }
@@ -30,6 +35,9 @@ bool same_rows(const WorkBox& a, const WorkBox& b);
 
 /// All of the problem.
 WorkBox whole_work(const SdpaProblem& problem);
+
+/// All of some sequences, to the last row that any of them has to write. The list outlives the box.
+WorkBox whole_work(const SdpaProblem& problem, const std::vector<std::int64_t>& sequences);
 
 /// Floating-point operations of the box; 2 for a multiply-add, over the D products of a score and
 /// the Dv products of its value.
@@ -87,11 +95,11 @@ struct WorkUnit {
   std::int64_t heads = 1;
 };
 
-/// Boxes that `fits` takes and that make up the problem, where they can be cut so far: between
+/// Boxes that `fits` takes and that make up `whole`, where they can be cut so far: between
 /// sequences first, then between heads, between tiles of rows, and last between spans. So what a
 /// tile has never depends on the batch. Boxes of the same rows follow each other.
-std::vector<WorkBox> cut_work(const SdpaProblem& problem, const SdpaSpanRule& rule,
-                              const WorkUnit& unit,
+std::vector<WorkBox> cut_work(const SdpaProblem& problem, const WorkBox& whole,
+                              const SdpaSpanRule& rule, const WorkUnit& unit,
                               const std::function<bool(const WorkBox&)>& fits);
 
 }  // namespace metal_sdpa

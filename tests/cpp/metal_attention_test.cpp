@@ -48,7 +48,7 @@ int wrong_merges(std::uint32_t n_spans, std::uint32_t width, float middle) {
   args.span_len = kSpanLen;
   args.n_spans = n_spans;
   args.window = {-1, 0, 0, 1};
-  args.sequence = {kv_len - 23, kv_len, 0, 1 << 20};
+  args.sequence = {kv_len - 23, kv_len, 0, 1 << 20, 0, 0};
   std::mt19937 rng(23);
   const Buffer partial_o = device.empty({kRows, n_spans, width}, DType::f32);
   const Buffer partial_ms = device.empty({kRows, n_spans, 2}, DType::f32);

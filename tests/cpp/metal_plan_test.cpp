@@ -117,7 +117,7 @@ TEST_CASE("metal plan: cut work covers every row of every head once, in bounded 
     const double limit = whole / pieces;
     std::vector<int> seen(3 * 6 * 150);
     const auto fits = [&](const WorkBox& box) { return work_flops(problem, box) <= limit; };
-    for (const WorkBox& box : cut_work(problem, kOneSpan, {32, 3}, fits)) {
+    for (const WorkBox& box : cut_work(problem, whole_work(problem), kOneSpan, {32, 3}, fits)) {
       CHECK(box.row_begin % 32 == 0);
       CHECK(box.head_begin % 3 == 0);
       const bool unit = box.rows() <= 32 && box.sequences() == 1 && box.heads() == 3;

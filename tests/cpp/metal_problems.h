@@ -82,7 +82,7 @@ inline void run_plan(const Device& device, const Plan& plan, const SdpaOperands&
 inline Plan plan_with_spans(const SdpaProblem& problem, std::int64_t span_len,
                             const MetalFacts& facts = {}) {
   if (problem.kernel == "sdpa") return plan_metal_sdpa(problem, facts);
-  KernelFacts kernel = tile_kernel(problem, problem.kernel == "sdpa_prefill");
+  KernelFacts kernel = tile_kernel(problem, problem.seq_len, problem.kernel == "sdpa_prefill");
   kernel.spans.span_len = span_len;
   return plan_steps(problem, facts, kernel);
 }

@@ -20,8 +20,8 @@ from hashes import RESULT_FILE, shader_hashes
 
 # Function constants that add code, and those of span states with rows that are not aligned.
 CONSTANT_SETS = ((0, 1, 3, 4, 7), (5, 6, 7))
-# What happens to scores and outputs, with both kinds of mask: for every third head dim.
-FEATURE_SETS = ((0, 1, 3, 8, 9, 10, 11, 13, 14), (0, 5, 8, 9, 12))
+# What happens to scores and outputs, with both kinds of mask, and pages: for every third head dim.
+FEATURE_SETS = ((0, 1, 3, 8, 9, 10, 11, 13, 14), (0, 5, 7, 8, 9, 12, 15), (0, 1, 3, 7, 15))
 CHUNK = 9  # kernels of one translation unit
 
 

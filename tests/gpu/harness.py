@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import functools
 import json
+import math
 import re
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from cuda_driver import Memory
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
 ROOT = SHADERS.parent
 LSE = 1  # function constant
-SDPA_ARGS_BYTES = 368
+SDPA_ARGS_BYTES = 416
 TILE_Q = 32
 
 
@@ -43,16 +44,16 @@ class GpuProblem(ctypes.Structure):
             "dtype", "batch", "n_heads", "n_kv_heads", "seq_len", "kv_capacity", "head_dim",
             "value_dim", "causal", "return_lse", "kv_len", "q_start", "span_len", "window_left",
             "window_right", "kv_start", "query_len", "key_offset", "key_stride", "out_f32",
+            "q_total", "kv_total", "page_len", "n_pages", "n_entries", "table_is_i64",
         )),
         *((name, ctypes.c_int64 * 4) for name in ("q", "k", "v", "out")),
         *((name, ctypes.c_int64 * 6) for name in ("mask", "sinks", "alibi_slopes")),
         ("scale", ctypes.c_double),
         ("softcap", ctypes.c_double),
         ("kernel", ctypes.c_char_p),
-        ("kv_lengths", ctypes.POINTER(ctypes.c_int64)),
-        ("q_starts", ctypes.POINTER(ctypes.c_int64)),
-        ("kv_starts", ctypes.POINTER(ctypes.c_int64)),
-        ("query_lengths", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in (
+            "kv_lengths", "q_starts", "kv_starts", "query_lengths", "q_rows", "kv_rows",
+        )),
     )  # fmt: skip
 
 
@@ -156,12 +157,15 @@ def _score_layouts(problem: problems.Problem) -> list[Any]:
 
 def plan(problem: problems.Problem, lse: bool = True) -> Plan:
     """The library's plan on an Apple GPU."""
-    case = problem.case
+    case, places = problem.case, problem.places
     if case.packed_params:
         return _plan_packed(case)
 
     def int64s(numbers: list[int]) -> Any:
-        return (ctypes.c_int64 * len(numbers))(*numbers) if case.per_sequence else None
+        return (ctypes.c_int64 * len(numbers))(*numbers) if numbers else None
+
+    def each(numbers: list[int]) -> Any:
+        return int64s(numbers) if case.per_sequence else None
 
     kernel = {"auto": "", "straight": "sdpa"}.get(case.kernel, f"sdpa_{case.kernel}")
     layouts = [
@@ -172,9 +176,12 @@ def plan(problem: problems.Problem, lse: bool = True) -> Plan:
         DTYPES[case.dtype], case.B, case.Hq, case.Hkv, case.L, case.S, case.D, case.value_dim,
         int(case.causal), int(lse), case.lengths()[0], case.starts()[0], case.span_len,
         *case.window, case.first_slots()[0], case.rows_in_use()[0], case.key_offset,
-        case.key_stride, int(case.out_f32), *layouts, *_score_layouts(problem),
-        case.softmax_scale, case.softcap, kernel.encode(), int64s(case.lengths()),
-        int64s(case.starts()), int64s(case.first_slots()), int64s(case.rows_in_use()),
+        case.key_stride, int(case.out_f32), places.q_total, places.kv_total, case.page_len,
+        places.n_pages, 0 if places.table is None else places.table.shape[1],
+        int(case.table == "i64"), *layouts, *_score_layouts(problem), case.softmax_scale,
+        case.softcap, kernel.encode(), each(case.lengths()), each(case.starts()),
+        each(case.first_slots()), each(case.rows_in_use()), int64s(places.q_rows),
+        int64s(places.kv_rows),
     )  # fmt: skip
     made = json.loads(planner().plan_json(ctypes.byref(c_problem)))
     if "error" in made:
@@ -205,19 +212,19 @@ class Run:
         self.case, self.problem, self.library = case, problem, library
         self.plan = plan(problem)
         allocate = _filled if poison else Memory
-        rows = case.B * case.Hq * case.L
         self.inputs = {}
         for index, tensor in enumerate((problem.q, problem.k, problem.v)):
             self.inputs[index] = Memory(tensor.byte_len)
             self.inputs[index].fill(tensor.storage.tobytes())
         scores = problem.scores
-        for index, stored in ((14, scores.mask), (15, scores.sinks), (16, scores.slopes)):
+        arrays = ((14, scores.mask), (15, scores.sinks), (16, scores.slopes))
+        for index, stored in (*arrays, (17, problem.places.table)):
             if stored is not None:
                 self.inputs[index] = Memory(stored.nbytes)
                 self.inputs[index].write(stored.tobytes("K"))
         self.out = Memory(problem.out.byte_len)
         self.out.fill(problem.out.storage.tobytes())
-        self.lse = allocate(rows * 4)
+        self.lse = allocate(math.prod(problem.out.shape[:3]) * 4)
         self.partial_o, self.partial_ms = (allocate(max(n, 4)) for n in self.plan.scratch)
         self.work = {}
         for step in self.plan.steps:
@@ -257,8 +264,11 @@ class Run:
     def results(self) -> tuple[np.ndarray, np.ndarray]:
         """Output as float64 [B, Hq, L, Dv] and lse; the storage around the output is as it was."""
         cuda_driver.synchronize()
-        case, out = self.case, self.problem.out
+        case, out, places = self.case, self.problem.out, self.problem.places
         storage = np.frombuffer(self.out.read(), problems.STORAGE[case.out_dtype])
         values = problems.Tensor(storage, out.offset, out.strides, out.shape).view()
-        lse = np.frombuffer(self.lse.read(), np.float32).reshape(case.B, case.Hq, case.L)
-        return problems.from_storage(values, case.out_dtype), lse
+        lse = np.frombuffer(self.lse.read(), np.float32).reshape(*out.shape[:3], 1)
+        return (
+            problems.from_storage(places.take_queries(values), case.out_dtype),
+            places.take_queries(lse, -math.inf)[..., 0],
+        )

@@ -28,6 +28,9 @@ struct GpuProblem {
   std::int64_t dtype, batch, n_heads, n_kv_heads, seq_len, kv_capacity, head_dim, value_dim;
   std::int64_t causal, return_lse, kv_len, q_start, span_len;
   std::int64_t window_left, window_right, kv_start, query_len, key_offset, key_stride, out_f32;
+  std::int64_t q_total, kv_total;             // 0: not packed
+  std::int64_t page_len, n_pages, n_entries;  // of a table [batch, n_entries]; 0: no pages
+  std::int64_t table_is_i64;
   Layout q, k, v, out;
   ScoreLayout mask, sinks, alibi_slopes;
   double scale, softcap;
@@ -36,6 +39,8 @@ struct GpuProblem {
   const std::int64_t* q_starts;
   const std::int64_t* kv_starts;
   const std::int64_t* query_lengths;
+  const std::int64_t* q_rows;
+  const std::int64_t* kv_rows;
 };
 
 TensorLayout layout_of(const Layout& layout) {
@@ -67,6 +72,16 @@ void set_features(const GpuProblem& p, SdpaProblem& problem) {
   if (p.alibi_slopes.dtype >= 0) problem.alibi_slopes = head_layout_of(p.alibi_slopes);
 }
 
+void set_pages(const GpuProblem& p, SdpaProblem& problem) {
+  if (p.page_len == 0) return;
+  PageTable pages;
+  pages.dtype = p.table_is_i64 != 0 ? DType::i64 : DType::i32;
+  pages.page_len = p.page_len;
+  pages.n_pages = p.n_pages;
+  pages.sequence_stride = pages.n_entries = p.n_entries;
+  problem.pages = pages;
+}
+
 SdpaProblem problem_of(const GpuProblem& p) {
   SdpaProblem problem;
   problem.dtype = static_cast<DType>(p.dtype);
@@ -94,6 +109,11 @@ SdpaProblem problem_of(const GpuProblem& p) {
   assign(p.q_starts, problem.q_starts);
   assign(p.kv_starts, problem.kv_starts);
   assign(p.query_lengths, problem.query_lengths);
+  assign(p.q_rows, problem.q_rows);
+  assign(p.kv_rows, problem.kv_rows);
+  problem.q_total = p.q_total;
+  problem.kv_total = p.kv_total;
+  set_pages(p, problem);
   set_features(p, problem);
   return problem;
 }
@@ -107,7 +127,7 @@ Plan plan_of(const SdpaProblem& problem, std::int64_t span_len) {
   if (span_len == 0 || (!prefill && problem.kernel != "sdpa_decode")) {
     return plan_metal_sdpa(problem, facts);
   }
-  KernelFacts kernel = tile_kernel(problem, prefill);
+  KernelFacts kernel = tile_kernel(problem, problem.seq_len, prefill);
   kernel.spans.span_len = span_len;
   return plan_steps(problem, facts, kernel);
 }

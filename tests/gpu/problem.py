@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+from places import Lengths, Places, make_places
 
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
@@ -78,6 +78,9 @@ class Case:
     alibi: bool = False
     sinks: str = ""  # their dtype
     out_f32: bool = False
+    packed: bool = False  # rows of q, out and, without pages, of k and v, behind each other
+    page_len: int = 0  # rows of a page of k and v; 0: no pages
+    table: str = "i32"  # dtype of the block table
 
     @property
     def value_dim(self) -> int:
@@ -117,6 +120,7 @@ class Case:
     @property
     def per_sequence(self) -> bool:
         several = len(self.kv_starts) > 1 or len(self.query_lens) > 1
+        several = several or self.packed or self.page_len > 0
         return bool(self.kv_lens or self.q_starts or several)
 
     def name(self) -> str:
@@ -212,6 +216,7 @@ class Problem:
     k: Tensor
     v: Tensor
     out: Tensor
+    places: Places
     scores: Scores = field(default_factory=Scores)
 
 
@@ -283,11 +288,13 @@ def make_problem(case: Case, seed: int = 1) -> Problem:
     for b, n in enumerate(case.lengths()):
         if case.poison and n > 0:
             poison(case.poison, q[b], k[b, :, n - 1], v[b, :, n - 1])
+    places = places_of(case, rng)
+    (q_batches, q_rows), (k_batches, k_rows) = places.query_extent, places.key_extent
     shapes = [
-        (case.B, case.Hq, case.L, case.D),
-        (case.B, case.Hkv, case.S, case.D),
-        (case.B, case.Hkv, case.S, case.value_dim),
-        (case.B, case.Hq, case.L, case.value_dim),
+        (q_batches, case.Hq, q_rows, case.D),
+        (k_batches, case.Hkv, k_rows, case.D),
+        (k_batches, case.Hkv, k_rows, case.value_dim),
+        (q_batches, case.Hq, q_rows, case.value_dim),
     ]
     dtypes = [case.dtype] * 3 + [case.out_dtype]
     tensors = [
@@ -295,8 +302,18 @@ def make_problem(case: Case, seed: int = 1) -> Problem:
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
     for tensor, values in zip(tensors, (q, k, v), strict=False):
-        tensor.view()[...] = to_storage(values, case.dtype)
-    return Problem(case, *tensors, _scores(case, rng))
+        put = places.put_queries if values is q else places.put_keys
+        put(tensor.view(), to_storage(values, case.dtype))
+    return Problem(case, *tensors, places, _scores(case, rng))
+
+
+def places_of(case: Case, rng: np.random.Generator) -> Places:
+    seen = []
+    for b in range(case.B if case.page_len else 0):
+        slots = np.flatnonzero(in_reach(case, b).any(0))
+        seen.append((int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0))
+    lengths = Lengths(case.L, case.S, case.rows_in_use(), case.lengths(), seen)
+    return make_places(lengths, case.packed, case.page_len, case.table, rng)
 
 
 def poison(what: str, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
@@ -371,9 +388,10 @@ def _reference_row(case: Case, row: _Row, result: Reference, at: tuple[int, int,
 
 def reference(problem: Problem) -> Reference:
     case = problem.case
-    q = from_storage(problem.q.view(), case.dtype)
-    k = from_storage(problem.k.view(), case.dtype)
-    v = from_storage(problem.v.view(), case.dtype)
+    places = problem.places
+    q = from_storage(places.take_queries(problem.q.view()), case.dtype)
+    k = from_storage(places.take_keys(problem.k.view()), case.dtype)
+    v = from_storage(places.take_keys(problem.v.view()), case.dtype)
     sinks = problem.scores.sinks
     sinks = None if sinks is None else from_storage(sinks, case.sinks)
     shape = (case.B, case.Hq, case.L)
@@ -388,7 +406,7 @@ def reference(problem: Problem) -> Reference:
         reach = in_reach(case, b)
         for h in range(case.Hq):
             keys, values = k[b, h // case.group], v[b, h // case.group]
-            for i in range(case.L):
+            for i in range(case.rows_in_use()[b] if case.packed else case.L):
                 bias = np.where(reach[i], additive[b, h, i], -np.inf)
                 if problem.scores.slopes is not None:
                     slots = case.key_offset + np.arange(case.S) * case.key_stride
@@ -441,155 +459,3 @@ def judge(case: Case, expected: Reference, out: np.ndarray, lse: np.ndarray) -> 
     lse_bound = f32_term + 2.0**-24 * 2 * np.abs(expected.lse)
     lse_ratio = np.abs(lse[used].astype(np.float64) - expected.lse[used]) / lse_bound[used]
     return Verdict(output_ratio, float(lse_ratio.max(initial=0)))
-
-
-def _lengths_around_tiles(kernel: str, dtype: str) -> list[Case]:
-    rows = {"decode": (1, 2), "prefill": (5, 17, 33, 65), "straight": (1, 31, 33)}[kernel]
-    keys = (1, 7, 15, 16, 17, 31, 33, 127, 129, 300)
-    return [
-        Case(L=L, S=S, dtype=dtype, kernel=kernel, span_len=64 if S > 100 else 0, D=64, B=2)
-        for L in rows
-        for S in keys
-    ]
-
-
-def correctness_cases() -> list[Case]:
-    """The case table: every kernel, dtype and head_dim, tails, masks, layouts, spreads."""
-    cases = []
-    for dtype in ("f32", "f16", "bf16"):
-        for kernel in ("decode", "prefill", "straight"):
-            base = Case(dtype=dtype, kernel=kernel, L=3 if kernel == "decode" else 21, S=150, B=2)
-            cases += _lengths_around_tiles(kernel, dtype)
-            for D in (8, 32, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 576):
-                cases += [replace(base, D=D, S=77), replace(base, D=D, S=200, span_len=64, L=2)]
-            for spread in ("peaked", "match", "constant", "mean", "rising"):
-                cases += [
-                    replace(base, spread=spread, D=128, S=999),
-                    replace(base, spread=spread, D=64, S=3000, causal=False, B=1),
-                ]
-            for layout in ("bshd", "odd"):
-                cases += [
-                    replace(base, layout=layout, D=D, span_len=s)
-                    for D in (64, 80, 128, 256)
-                    for s in (0, 64)
-                ]
-            for Hq, Hkv in ((1, 1), (3, 1), (6, 2), (8, 8), (8, 1)):
-                cases += [replace(base, Hq=Hq, Hkv=Hkv, L=L) for L in (1, 9)]
-            for q_start in (-5, 0, 3, 149, 400):
-                cases += [replace(base, q_start=q_start), replace(base, q_start=q_start, D=256)]
-            ragged = replace(base, B=4, S=256, kv_lens=(0, 1, 100, 256))
-            cases += [
-                ragged,
-                replace(ragged, span_len=64),
-                replace(ragged, span_len=64, D=256),
-                replace(ragged, span_len=64, q_starts=(0, -1, 50, 255), causal=True),
-                replace(base, causal=False),
-                replace(base, scale=0.0),
-                replace(base, scale=-0.7),
-                replace(base, nan_query=True),
-                replace(base, nan_query=True, D=256, span_len=64),
-            ]
-            for D in (64, 256):
-                cases += [
-                    replace(base, poison=what, D=D, L=L, Hq=7, Hkv=1, span_len=s)
-                    for what in ("nan", "inf", "score")
-                    # A product of floats, made of tf32 parts, has no infinite factors (NaN).
-                    if what != "score" or dtype != "f32" or kernel == "straight"
-                    for L, s in ((3, 0), (3, 64), (70, 0))
-                ]
-                cases.append(replace(base, poison="nan", D=D, S=21, q_start=-5, L=21))
-            scale = 1.0 if dtype != "f16" else 5e33
-            for spread in ("huge", "lowest"):
-                cases += [
-                    replace(base, spread=spread, scale=scale, S=S, D=D, span_len=64, causal=False)
-                    for S in (2, 33, 300)
-                    for D in (32, 256)
-                ]
-            cases += [
-                replace(base, spread="million", scale=2.0**10, S=S, span_len=64, causal=False)
-                for S in (33, 300)
-            ]
-        straight = Case(dtype=dtype, kernel="straight", L=21, S=150, B=2)
-        cases += [replace(straight, D=D, Dv=Dv) for D, Dv in ((1, 1), (3, 5), (65, 33), (576, 512))]
-        cases += [replace(straight, D=D, packed_params=True) for D in (5, 64)]
-        cases.append(Case(dtype=dtype, kernel="straight", L=1, S=20000, D=32, spread="constant"))
-        cases.append(Case(dtype=dtype, kernel="decode", L=1, S=20000, D=64, spread="constant"))
-        cases.append(
-            Case(dtype=dtype, kernel="prefill", L=70, S=20000, D=64, Hq=1, Hkv=1, spread="constant")
-        )
-    return cases + feature_cases()
-
-
-# One feature each, with a window or starts around tiles and spans of 64 keys.
-FEATURES: tuple[dict[str, Any], ...] = (
-    {"window": (40, -1)},
-    {"window": (15, 16), "causal": False},
-    {"window": (63, -1), "sinks": "f32"},
-    {"kv_starts": (65,)},
-    {"kv_starts": (0, 130), "window": (0, -1)},
-    {"query_lens": (2,)},
-    {"query_lens": (0, 1), "sinks": "f32"},
-    {"key_stride": 3, "key_offset": 1, "q_start": 300},
-    {"key_stride": 2, "window": (64, 9), "q_start": 200, "causal": False, "alibi": True},
-    {"mask": "bool"},
-    {"mask": "bool", "mask_axes": "LS", "mask_family": "blocks", "causal": False},
-    {"mask": "bool", "mask_axes": "BS", "window": (90, -1), "alibi": True},
-    {"mask": "bool", "mask_keys_last": False, "sinks": "f32", "out_f32": True},
-    {"mask": "f32", "mask_axes": "LS"},
-    {"mask": "f16", "mask_axes": "HS", "softcap": 5.0},
-    {"mask": "bf16", "mask_keys_last": False, "window": (70, -1)},
-    {"mask": "f32", "mask_family": "lowest", "causal": False},
-    {"mask": "bf16", "mask_family": "lowest", "sinks": "f32"},
-    {"softcap": 2.5},
-    {"softcap": 30.0, "alibi": True, "out_f32": True},
-    {"alibi": True},
-    {"sinks": "f32"},
-    {"out_f32": True},
-)
-
-
-def feature_cases() -> list[Case]:
-    """Every feature on every kernel and dtype, on rows with one simdgroup and on slices of one."""
-    cases = []
-    for dtype in ("f32", "f16", "bf16"):
-        for kernel, L in (("decode", 3), ("prefill", 21), ("straight", 21)):
-            for D, span_len in ((64, 64), (80, 0), (256, 64)):
-                if kernel == "straight" and D == 256:
-                    continue
-                base = Case(dtype=dtype, kernel=kernel, L=L, S=150, B=2, D=D, span_len=span_len)
-                cases += [replace(base, **feature) for feature in FEATURES]
-                cases += [replace(base, layout="odd", **feature) for feature in FEATURES if D == 64]
-            long = Case(dtype=dtype, kernel=kernel, L=70, S=900, span_len=128)
-            cases += [
-                replace(long, window=(200, -1), sinks=dtype),
-                replace(long, mask="bool", mask_family="blocks", mask_axes="LS"),
-            ]
-    return cases
-
-
-def checker_cases() -> list[Case]:
-    """A few small cases that take every branch, for the memory and race checkers."""
-    cases = []
-    for dtype in ("f32", "f16"):
-        cases += [
-            Case(dtype=dtype, kernel="decode", S=75, D=128, L=2, layout="odd", span_len=32),
-            Case(dtype=dtype, kernel="decode", S=375, D=64, L=2, span_len=256),
-            Case(dtype=dtype, kernel="decode", S=75, D=256, L=2, span_len=32),
-            Case(dtype=dtype, kernel="decode", S=75, D=576, L=2, span_len=32),
-            Case(dtype=dtype, kernel="prefill", S=75, D=72, L=37, layout="bshd"),
-            Case(
-                dtype=dtype, kernel="prefill", S=75, D=256, L=19, B=2, kv_lens=(3, 75), span_len=64
-            ),
-            Case(dtype=dtype, kernel="prefill", S=275, D=64, L=5, span_len=128),
-            Case(dtype=dtype, kernel="prefill", S=75, D=64, L=9),
-            Case(dtype=dtype, kernel="prefill", S=75, D=512, L=19),
-            Case(dtype=dtype, kernel="straight", S=45, D=35, Dv=19, L=33, layout="odd"),
-        ]
-        for kernel, D in (("decode", 64), ("decode", 256), ("prefill", 72), ("straight", 35)):
-            base = Case(dtype=dtype, kernel=kernel, S=75, D=D, L=5, span_len=32)
-            cases += [
-                replace(base, window=(20, -1), kv_starts=(17,), sinks="f32", alibi=True),
-                replace(base, mask="bool", softcap=5.0, out_f32=True),
-                replace(base, mask="bf16", mask_axes="LS", window=(40, 3), causal=False),
-            ]
-    return cases

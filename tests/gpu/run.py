@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cases
 import cuda_driver
 import problem as problems
 import speed
@@ -37,9 +38,9 @@ HERE = Path(__file__).resolve().parent
 CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
-def _check(library: Library, cases: list[problems.Case]) -> dict[str, object]:
+def _check(library: Library, chosen: list[problems.Case]) -> dict[str, object]:
     """Judges every case; prints the failures."""
-    runs = [Run(library, problems.make_problem(case)) for case in cases]
+    runs = [Run(library, problems.make_problem(case)) for case in chosen]
     library.prepare([key for run in runs for key in run.kernel_keys()])
     worst: dict[str, float] = collections.defaultdict(float)
     failures = []
@@ -60,21 +61,21 @@ def _check(library: Library, cases: list[problems.Case]) -> dict[str, object]:
             if not verdict.good:
                 failures.append(case.name())
                 print(f"FAIL {run.plan.steps[0].key.name} {case.name()}: {verdict}", flush=True)
-    print(f"{len(cases)} cases, {len(failures)} failures; largest error over its bound:")
+    print(f"{len(chosen)} cases, {len(failures)} failures; largest error over its bound:")
     for label, ratio in worst.items():
         print(f"  {label:24} {ratio:.3f}")
-    return {"cases": len(cases), "failures": failures, "largest_error_over_bound": dict(worst)}
+    return {"cases": len(chosen), "failures": failures, "largest_error_over_bound": dict(worst)}
 
 
 def correctness() -> dict[str, object]:
-    return _check(Library(), problems.correctness_cases())
+    return _check(Library(), cases.correctness_cases())
 
 
 def checker_workload() -> None:
     """What `checkers` runs under each tool: launches only, no host threads."""
     library = Library()
     runs = [
-        Run(library, problems.make_problem(case), poison=False) for case in problems.checker_cases()
+        Run(library, problems.make_problem(case), poison=False) for case in cases.checker_cases()
     ]
     library.prepare([key for run in runs for key in run.kernel_keys()])
     for run in runs:

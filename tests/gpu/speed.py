@@ -65,21 +65,23 @@ def causal_flops(case: Case) -> float:
 def timing_problem(case: Case) -> problems.Problem:
     """Random values, a block of them repeated: time does not depend on more. The block's length has
     no common factor with a row's, so that no two keys are alike."""
-    block = problems.to_storage(
-        np.random.default_rng(2).standard_normal((1 << 20) + 7).astype(np.float32), case.dtype
-    )
+    rng = np.random.default_rng(2)
+    block = problems.to_storage(rng.standard_normal((1 << 20) + 7).astype(np.float32), case.dtype)
+    places = problems.places_of(case, rng)
 
-    def tensor(heads: int, rows: int, width: int) -> problems.Tensor:
-        count = case.B * heads * rows * width
+    def tensor(heads: int, extent: tuple[int, int], width: int) -> problems.Tensor:
+        batches, rows = extent
+        count = batches * heads * rows * width
         strides = (heads * rows * width, rows * width, width)
-        return problems.Tensor(block, 0, strides, (case.B, heads, rows, width), count)
+        return problems.Tensor(block, 0, strides, (batches, heads, rows, width), count)
 
     return problems.Problem(
         case,
-        tensor(case.Hq, case.L, case.D),
-        tensor(case.Hkv, case.S, case.D),
-        tensor(case.Hkv, case.S, case.value_dim),
-        tensor(case.Hq, case.L, case.value_dim),
+        tensor(case.Hq, places.query_extent, case.D),
+        tensor(case.Hkv, places.key_extent, case.D),
+        tensor(case.Hkv, places.key_extent, case.value_dim),
+        tensor(case.Hq, places.query_extent, case.value_dim),
+        places,
     )
 
 
