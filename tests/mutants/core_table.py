@@ -88,8 +88,8 @@ CORE_MUTANTS = (
     mutant(
         "ranges: the log-sum-exp of one sequence",
         OPERANDS,
-        "packed{0, p.n_heads * p.seq_len, p.seq_len, 1};",
-        "packed{0, 0, p.seq_len, 1};",
+        "{0, p.n_heads * rows, rows, 1}",
+        "{0, 0, rows, 1}",
         RANGES_TEST,
         RANGES,
     ),

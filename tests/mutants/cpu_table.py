@@ -230,8 +230,8 @@ PREFILL_MUTANTS = (
     mutant(
         "cpu prefill: slots past the last key are read",
         PACK,
-        "j + i < n_keys ? k[begin + j + i] : zero_row<T>()",
-        "k[begin + j + i]",
+        "j + i < n_keys ? k[j + i] : zero_row<T>()",
+        "k[j + i]",
         PREFILL_TEST,
         "nothing is touched behind the last row of an operand",
     ),
@@ -355,8 +355,8 @@ SHARE_MUTANTS = (
     mutant(
         "cpu prefill: KV heads leave their states in one place",
         SPANS,
-        "(before * args.n_kv_heads + kv_h * n_spans)",
-        "(before * args.n_kv_heads + 0 * kv_h * n_spans)",
+        "(before * args.n_kv_heads + kv_h * n_states)",
+        "(before * args.n_kv_heads + 0 * kv_h * n_states)",
         PLAN_TEST,
         ORDER,
     ),
@@ -411,8 +411,8 @@ SHARE_MUTANTS = (
     mutant(
         "cpu prefill: states may take any memory",
         CUT,
-        "static_cast<double>(spans)) <= kMostStateBytes;",
-        "static_cast<double>(spans)) <= 100 * kMostStateBytes;",
+        "static_cast<double>(states)) <= kMostStateBytes;",
+        "static_cast<double>(states)) <= 100 * kMostStateBytes;",
         PLAN_TEST,
         SHARED,
     ),
@@ -502,8 +502,8 @@ DECODE_MUTANTS = (
     mutant(
         "cpu decode: taken for a row too many",
         "csrc/cpu/fast/sdpa_decode_plan.cpp",
-        "rows_in_use(problem) > most_rows",
-        "rows_in_use(problem) > 1 + most_rows",
+        "rows <= most_rows(problem.dtype, target.isa)",
+        "rows <= 1 + most_rows(problem.dtype, target.isa)",
         DECODE_TEST,
         TAKEN,
     ),

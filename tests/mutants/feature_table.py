@@ -122,7 +122,7 @@ SHADER_MUTANTS = (
     mutant(
         "metal scores: a mask row's stride is ignored",
         SHADER_RULE,
-        "i * args.mask_stride.row",
+        "(first_packed(sequence.q_row) + i) * args.mask_stride.row",
         "0 * args.mask_stride.row",
         METAL_TEST,
         METAL_PAIRS,

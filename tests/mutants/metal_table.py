@@ -236,8 +236,8 @@ HOST_MUTANTS = (
     mutant(
         "a stride that nothing uses reaches the kernels",
         "csrc/core/plan_args.cpp",
-        "problem.batch > 1 ? layout.batch_stride : 0",
-        "problem.batch > 0 ? layout.batch_stride : 0",
+        "view.batch > 1 ? view.layout.batch_stride : 0",
+        "view.batch > 0 ? view.layout.batch_stride : 0",
         "sdpa_test",
         "a stride that no second entry uses may be any number",
     ),

@@ -116,9 +116,9 @@ QUEUE_MUTANTS = (
     ),
     mutant(
         "cpu work list: states are counted that nobody leaves",
-        LIST,
-        "work.has_states ? work.spans : 0",
-        "work.spans",
+        "csrc/cpu/fast/work_list.h",
+        "has_states ? spans * rows : 0",
+        "spans * rows",
         LIST_TEST,
         COUNTED,
     ),

@@ -33,7 +33,8 @@ class KeyRows {
   }
 
  private:
-  /// Four at a time: where keys are few elements a pointer by itself costs a tenth of their product.
+  /// Four at a time: where keys are few elements a pointer by itself costs a tenth of their
+  /// product.
   void fill(const T* row, sdpa_i64 n, const T** rows) const {
     const auto address = reinterpret_cast<std::uint64_t>(row);
     const auto step = static_cast<std::uint64_t>(place_.row_stride) * sizeof(T);
