@@ -249,6 +249,9 @@ class Server:
         while waiting or self._running:
             while waiting and waiting[0].arrival <= step and self._admit(waiting[0]):
                 waiting.popleft()
+            if waiting and not self._running and waiting[0].arrival <= step:
+                self._forget_common()  # a request that does not share it needs its room
+                continue
             batch = self._choose()
             if batch:
                 start = perf_counter()
@@ -256,6 +259,9 @@ class Server:
                 self.totals.seconds += perf_counter() - start
                 yield batch
             step += 1
+        self._forget_common()
+
+    def _forget_common(self) -> None:
         self._cache.give_back(self._common_pages)
         self._common_pages = []
 
@@ -285,7 +291,8 @@ class Server:
 
     def _is_common_on_its_way(self, request: Request) -> bool:
         """Whether somebody is just computing what the request's prompt begins with."""
-        if self._common_pages or not self._begins_in_common(request):
+        has_pages = len(self._common) >= self._cache.page_len
+        if self._common_pages or not has_pages or not self._begins_in_common(request):
             return False
         return any(self._begins_in_common(running) for running in self._running)
 

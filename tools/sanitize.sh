@@ -13,6 +13,12 @@ ensure_venv build test
 
 export UBSAN_OPTIONS=print_stacktrace=1
 
+# The programs that ctest runs of this preset, which are targets of the same names.
+tested_programs() {
+  cmake --preset "$preset" -DPython_EXECUTABLE="$PYTHON" --log-level=ERROR >/dev/null
+  ctest --preset "$preset" --show-only | sed -n 's/^ *Test *#[0-9]*: //p'
+}
+
 run_ctest() {
   # ThreadSanitizer needs the address space that it expects: no randomisation where that can be had.
   if command -v setarch >/dev/null && setarch "$(uname -m)" -R true 2>/dev/null; then
@@ -43,7 +49,7 @@ case $preset in
     run_ctest
     ;;
   software-metal-asan)
-    build_preset "$preset"
+    build_preset "$preset" $(tested_programs)
     ctest --preset "$preset"
     ;;
   *) die "sanitize.sh: $preset is not asan, tsan or software-metal-asan" ;;

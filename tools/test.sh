@@ -3,7 +3,7 @@
 source "$(dirname "$0")/common.sh"
 
 test_cpp() {
-  build_preset dev
+  build_preset dev tests/all
   ctest --preset dev
 }
 

@@ -132,8 +132,11 @@ void set_slots(const SdpaCall& call, const PagedOptions& options, SdpaInputs& in
   SdpaProblem& problem = inputs.problem;
   const PageTable& pages = *problem.pages;
   const auto slots_of = [&](std::size_t b) {
-    if (!options.indptr.has_value()) return pages.n_entries * pages.page_len;
-    return ((*options.indptr)[b + 1] - (*options.indptr)[b]) * pages.page_len;
+    std::int64_t entries = pages.n_entries;
+    if (options.indptr.has_value()) entries = (*options.indptr)[b + 1] - (*options.indptr)[b];
+    // No sequence has as many slots as 64 bits count.
+    std::int64_t slots = 0;
+    return __builtin_mul_overflow(entries, pages.page_len, &slots) ? INT64_MAX : slots;
   };
   std::vector<std::int64_t>& lengths = problem.kv_lengths;
   if (lengths.empty()) lengths.assign(static_cast<std::size_t>(problem.batch), problem.kv_len);
