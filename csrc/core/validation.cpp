@@ -140,7 +140,8 @@ void check_pages(const SdpaProblem& p, const Checker& check) {
     const std::int64_t first = pages.starts.empty() ? 0 : pages.starts[static_cast<std::size_t>(b)];
     const std::int64_t slots = (pages.n_entries - first) * pages.page_len;
     if (p.sequence_kv_len(b) > 0 && pages.n_pages == 0) {
-      check.fail("kv_lengths: ", p.sequence_kv_len(b), " of sequence ", b, ", but there are no pages");
+      check.fail("kv_lengths: ", p.sequence_kv_len(b), " of sequence ", b,
+                 ", but there are no pages");
     }
     if (p.sequence_kv_len(b) <= slots) continue;
     check.fail("kv_lengths: ", p.sequence_kv_len(b), " of sequence ", b, ", takes 0 to the ", slots,

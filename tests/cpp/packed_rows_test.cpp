@@ -117,6 +117,29 @@ TEST_CASE("sequences of all kinds in one call") {
   }
 }
 
+TEST_CASE("sequences that are cut differently, on many threads") {
+  std::mt19937 rng(7);
+  const Device one("cpu");
+  const std::vector<std::vector<Sequence>> batches{
+      // As many keys, other rows: the sequences of a part are no grid.
+      {{1, 1100}, {3, 1100}, {2, 1100}},
+      {{60, 1100}, {90, 1100}, {97, 1100}},
+      // The first part leaves more states than the second.
+      {{1, 3000}, {1, 3000}, {1, 3000}, {1, 3000}, {60, 1100}},
+      {{60, 9000}, {1, 600}, {1, 600}},
+      // Sets of rows of different numbers count the spans that they share.
+      {{300, 300}, {60, 6000}, {40, 9000}},
+      {{60, 9000}, {200, 3000}, {40, 8000}, {90, 4000}},
+  };
+  for (const std::vector<Sequence>& sequences : batches) {
+    const Packed x = packed(one, rng, DType::f32, sequences, {2, 2, 64, 64});
+    for (const int threads : {1, 4, 8}) {
+      INFO("threads ", threads, " of ", sequences[0].rows, " rows first");
+      check_bits(device_of(cpu::isa_name(cpu::best_isa()), threads), x);
+    }
+  }
+}
+
 TEST_CASE("head dims and groups of packed sequences") {
   std::mt19937 rng(2);
   const Device device("cpu");

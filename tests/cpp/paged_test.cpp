@@ -269,6 +269,28 @@ TEST_CASE("queries that are not packed, with a mask") {
   check_everywhere(x);
 }
 
+TEST_CASE("an output over any sequence's entries is refused") {
+  std::mt19937 rng(9);
+  const Device device("cpu");
+  Paged x = paged(device, rng, DType::f32, {{1, 20}, {1, 20}}, {1, 1, 8, 8}, {16});
+  const std::int64_t n_table = x.operands.block_table.shape()[0];
+  const std::int64_t n_out = x.problem.q_total * 8;
+  const Buffer memory = device.empty({n_table + n_out}, DType::f32);
+  std::memcpy(memory.data(), x.operands.block_table.data(), static_cast<std::size_t>(n_table) * 4);
+  const auto view = [&](std::int64_t first, std::int64_t n, DType dtype) {
+    auto* data = static_cast<char*>(memory.data()) + first * 4;
+    return device.wrap(
+        {data, static_cast<std::size_t>(n) * 4, false, std::make_shared<Buffer>(memory)}, dtype,
+        {n});
+  };
+  x.operands.block_table = view(0, n_table, DType::i32);
+  x.operands.out = view(n_table, n_out, DType::f32);
+  sdpa(device, x.operands, x.problem);
+  x.operands.out = view(x.problem.pages->sequence_stride + 1, n_out, DType::f32);
+  CHECK(error_of([&] { sdpa(device, x.operands, x.problem); }, "overlaps block_table") ==
+        ErrorCode::invalid_argument);
+}
+
 TEST_CASE("pages are checked") {
   std::mt19937 rng(8);
   const Device device("cpu");
@@ -299,5 +321,17 @@ TEST_CASE("pages are checked") {
   refusal("block_table: dtype i32, but its layout says i64",
           [](Paged& bad) { bad.problem.pages->dtype = DType::i64; });
   refusal("k: elements", [](Paged& bad) { bad.problem.pages->n_pages += 1; });
+  // A window that begins in the middle of a page sees that page.
+  refusal("block_table: page -1 of sequence 0, entry 1", [](Paged& bad) {
+    bad.problem.window_left = 14;  // the first row stands at 33
+    bad.problem.causal = true;
+    set_entry(bad.operands.block_table, 0, kWild);
+    set_entry(bad.operands.block_table, 1, -1);
+  });
+  refusal("block_table: elements", [&](Paged& bad) {
+    bad.operands.block_table = device.empty({x.operands.block_table.shape()[0] - 1}, DType::i32);
+    fill_bytes(bad.operands.block_table, 0);
+  });
+  refusal("no pages", [](Paged& bad) { bad.problem.pages->n_pages = 0; });
   refusal("starts: 99", [](Paged& bad) { bad.problem.pages->starts = {0, 99}; });
 }

@@ -26,6 +26,7 @@ from core_table import CORE_MUTANTS
 from cpu_table import CPU_MUTANTS
 from fault import FaultError, Mutant, plant, restore
 from feature_table import BAND_MUTANTS, HOST_MUTANTS, KERNEL_MUTANTS, SHADER_MUTANTS
+from joint_table import JOINT_MUTANTS
 from metal_table import METAL_MUTANTS
 from queue_table import QUEUE_MUTANTS
 from workshop import TREE, BuildError, Workshop
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str]) -> int:
         + METAL_MUTANTS
         + QUEUE_MUTANTS
         + HOST_MUTANTS
+        + JOINT_MUTANTS
         + (
             CPU_MUTANTS
             + BAND_MUTANTS

@@ -304,6 +304,24 @@ def test_requests_that_are_served_together(
     assert (totals.worst_share > 0) == merge
 
 
+def test_a_request_that_needs_the_room_of_the_common_pages(device: metal_sdpa.Device) -> None:
+    """Whoever does not share the common beginning gets its pages, if nothing else is left."""
+    cache = PagedCache(CONFIG, 6, 4, "f32")
+    model = Transformer(CONFIG, random_weights())
+    server = Server(model, device, cache, Sampler(0, 1).pick, common=TOKENS[:9])
+    requests = [Request(TOKENS[:12], 3), Request(TOKENS[40:58], 4, 1)]
+    assert sum(1 for _ in server.run(requests)) < 30
+    assert [len(request.generated) for request in requests] == [3, 4]
+
+
+def test_a_common_beginning_of_less_than_a_page_holds_nobody_up(device: metal_sdpa.Device) -> None:
+    cache = PagedCache(CONFIG, 12, 16, "f32")
+    model = Transformer(CONFIG, random_weights())
+    server = Server(model, device, cache, Sampler(0, 1).pick, common=TOKENS[:9])
+    requests = [Request(TOKENS[: 10 + i], 5) for i in range(3)]
+    assert sum(1 for _ in server.run(requests)) < 8
+
+
 def test_a_request_that_no_cache_of_this_size_can_take(device: metal_sdpa.Device) -> None:
     cache = PagedCache(CONFIG, 4, 4, "f32")
     server = Server(Transformer(CONFIG, random_weights()), device, cache, Sampler(0, 1).pick)
