@@ -45,7 +45,7 @@ case $preset in
     run_sanitized_pytest "$@"
     ;;
   tsan)
-    build_preset tsan
+    build_preset tsan $(tested_programs)
     run_ctest
     ;;
   software-metal-asan)

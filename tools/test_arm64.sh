@@ -9,7 +9,8 @@ tests=(half_test sdpa_test sdpa_merge_test sdpa_packed_test sdpa_prefill_test sd
 
 cmake -G Ninja -S . -B "$build" --log-level=WARNING \
   -DCMAKE_TOOLCHAIN_FILE="$ROOT/cmake/toolchains/linux-arm64.cmake" \
-  -DCMAKE_BUILD_TYPE=Release -DMETAL_SDPA_DEVELOPER=ON -DMETAL_SDPA_PYTHON=OFF \
+  -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" \
+  -DMETAL_SDPA_DEVELOPER=ON -DMETAL_SDPA_PYTHON=OFF \
   -DMETAL_SDPA_METAL=OFF
 cmake --build "$build" --target "${tests[@]}"
 pattern=$(IFS='|' && echo "^(${tests[*]})\$")
