@@ -11,6 +11,7 @@ export METAL_SDPA_PYTHON
 cmake -G Ninja -S . -B "$build" --log-level=WARNING \
   -DCMAKE_TOOLCHAIN_FILE="$ROOT/cmake/toolchains/macos-arm64.cmake" \
   -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DMETAL_SDPA_METAL=ON \
+  -DMETAL_SDPA_ISAS=neon \
   -DPython_EXECUTABLE="$PYTHON"
 cmake --build "$build"
 
