@@ -178,7 +178,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
     try:
-        # Those of single instruction sets are in the tables of all: others die on the baseline, too.
+        # Faults of single instruction sets are in the other tables.
         isas = "runnable" if wants_all else "baseline"
         return 1 if run(mutants, options.work.resolve(), options.jobs, isas) else 0
     except BuildError as error:
