@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 
 build=build/arm64
-tests=(half_test sdpa_test sdpa_merge_test sdpa_packed_test sdpa_prefill_test sdpa_prefill_plan_test
+tests=(half_test sdpa_test sdpa_merge_test sdpa_packed_test sdpa_prefill_test
   sdpa_decode_test)
 
 cmake -G Ninja -S . -B "$build" --log-level=WARNING \
