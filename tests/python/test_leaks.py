@@ -61,12 +61,16 @@ def rounds(n):
 
 rounds(200)
 references = [sys.getrefcount(x) for x in (q, lengths, device, params)]
-before = resident_kib()
-rounds(1500)
+growths = []
+for _ in range(2):
+    before = resident_kib()
+    rounds(1500)
+    growths.append(resident_kib() - before)
 assert [sys.getrefcount(x) for x in (q, lengths, device, params)] == references
-print(resident_kib() - before)
+print(min(growths))
 """,
         timeout=300,
     )
-    # A leak of 1 KiB a round would show as 1,500 KiB.
+    # A leak of 1 KiB a round would show as 1,500 KiB both times; the allocator's own pools, which a
+    # busy machine fills late, do once.
     assert int(growth) < 1000, f"{growth} KiB in 1500 rounds"
