@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,14 @@ def merged_bound(
     return relative * np.linalg.norm(weights / sums @ np.abs(v), axis=1)
 
 
+def padded(lists: list[list[int]]) -> np.ndarray:
+    """A block table [B, most pages]; what is behind a sequence's last page is never looked at."""
+    table = np.full((len(lists), max(1, *map(len, lists))), -1, np.int32)
+    for row, pages in zip(table, lists, strict=True):
+        row[: len(pages)] = pages
+    return table
+
+
 class PagedAttention:
     """model.Attention for the sequences of one step, packed one behind the other."""
 
@@ -89,92 +98,78 @@ class PagedAttention:
         self._cache = cache
         self._check = check
         self.totals = Totals()
-        self.batch: list[Request] = []
-        self.n_shared = 0  # pages of a common beginning that are attended once for all
+
+    def begin(self, batch: list[Request], n_shared: int) -> None:
+        """What all layers of a step have in common. The first n_shared pages of every sequence are
+        the same, and are attended once for all."""
+        self._batch = batch
+        self._n_shared = n_shared
+        self._n_common = n_shared * self._cache.page_len
+        self._slots = self._new_slots()
+        self._starts = np.cumsum([0] + [r.n_running for r in batch], dtype=np.int32)
+        self._own_lengths = np.array([r.n_cached + r.n_running - self._n_common for r in batch])
+        self._own_table = padded([r.pages[n_shared:] for r in batch])
 
     def attend(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """q [n_heads, T, head_dim], k and v [n_kv_heads, T, head_dim] of the batch's tokens."""
         dtype = self._cache.keys[layer].dtype
         k, v = (x.transpose(1, 0, 2).astype(dtype) for x in (k, v))
         rows = np.ascontiguousarray(q.transpose(1, 0, 2)).astype(dtype)
-        self._cache.write(layer, k, v, self._slots())
+        self._cache.write(layer, k, v, self._slots)
         start = perf_counter()
-        out = self._merged(layer, rows) if self.n_shared else self._paged(layer, rows)
+        out = self._merged(layer, rows) if self._n_shared else self._own(layer, rows)
         self.totals.attention_seconds += perf_counter() - start
         if self._check:
             self._compare(layer, rows, out)
         return out.astype(np.float32).transpose(1, 0, 2)
 
-    def _slots(self) -> np.ndarray:
+    def _new_slots(self) -> np.ndarray:
         """Where each new token's keys and values go."""
         length = self._cache.page_len
         slots = [
             request.pages[at // length] * length + at % length
-            for request in self.batch
+            for request in self._batch
             for at in range(request.n_cached, request.n_cached + request.n_running)
         ]
         return np.array(slots, np.int32)
 
-    def _starts(self) -> np.ndarray:
-        counts = [request.n_running for request in self.batch]
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-
-    def _lengths(self) -> np.ndarray:
-        return np.array([r.n_cached + r.n_running for r in self.batch], np.int64)
-
-    def _table(self, first: int = 0) -> np.ndarray:
-        """[B, most pages]; what is behind a sequence's last page is never looked at."""
-        lists = [request.pages[first:] for request in self.batch]
-        table = np.full((len(lists), max(1, *map(len, lists))), -1, np.int32)
-        for row, pages in zip(table, lists, strict=True):
-            row[: len(pages)] = pages
-        return table
-
-    def _paged(self, layer: int, q: np.ndarray) -> np.ndarray:
+    def _own(self, layer: int, q: np.ndarray, **options: Any) -> Any:
+        """Each sequence's rows on its pages, but for those attended once for all."""
         return sdpa_paged(
             q,
             self._cache.keys[layer],
             self._cache.values[layer],
-            self._table(),
-            self._lengths(),
-            cu_seqlens_q=self._starts(),
+            self._own_table,
+            self._own_lengths,
+            cu_seqlens_q=self._starts,
             scale=self._scale,
             device=self._device,
+            **options,
         )
 
     def _merged(self, layer: int, q: np.ndarray) -> np.ndarray:
         """The common beginning once for all rows, each sequence's own keys, and the two merged."""
-        k, v = self._cache.keys[layer], self._cache.values[layer]
-        n_common = self.n_shared * self._cache.page_len
-        options = {"scale": self._scale, "device": self._device, "return_lse": True}
         partials = [np.empty(q.shape, np.float32) for _ in range(2)]
         common, common_lse = sdpa_paged(
             q,
-            k,
-            v,
-            np.array([self.batch[0].pages[: self.n_shared]], np.int32),
-            [n_common],
+            self._cache.keys[layer],
+            self._cache.values[layer],
+            np.array([self._batch[0].pages[: self._n_shared]], np.int32),
+            [self._n_common],
             cu_seqlens_q=np.array([0, len(q)], np.int32),
             causal=False,
+            scale=self._scale,
+            device=self._device,
+            return_lse=True,
             out=partials[0],
-            **options,
         )
-        own, own_lse = sdpa_paged(
-            q,
-            k,
-            v,
-            self._table(self.n_shared),
-            self._lengths() - n_common,
-            cu_seqlens_q=self._starts(),
-            out=partials[1],
-            **options,
-        )
+        own, own_lse = self._own(layer, q, return_lse=True, out=partials[1])
         return merge_states([common, own], [common_lse.T, own_lse.T])[0]
 
     def _compare(self, layer: int, q: np.ndarray, out: np.ndarray) -> None:
         """Every sequence by itself: the same bits, or for merged ones nearly the same numbers."""
-        starts = self._starts()
-        for request, begin, end in zip(self.batch, starts[:-1], starts[1:], strict=True):
+        starts = self._starts
+        for request, begin, end in zip(self._batch, starts[:-1], starts[1:], strict=True):
             k, v = self._cache.gather(layer, request.pages, request.n_cached + request.n_running)
             alone = sdpa(
                 np.ascontiguousarray(q[begin:end].transpose(1, 0, 2))[None],
@@ -193,7 +188,7 @@ class PagedAttention:
         q, out, alone, k, v = (x.astype(np.float64) for x in (q, out, alone, k, v))
         self.totals.rows += len(out)
         self.totals.equal_rows += int((out == alone).all(axis=(1, 2)).sum())
-        if self.n_shared == 0:
+        if self._n_shared == 0:
             return
         group = q.shape[1] // len(k)
         for head in range(q.shape[1]):
@@ -319,8 +314,7 @@ class Server:
         return batch
 
     def _run_step(self, batch: list[Request]) -> None:
-        self._attention.batch = batch
-        self._attention.n_shared = self._pages_to_merge(batch)
+        self._attention.begin(batch, self._pages_to_merge(batch))
         spans = [range(r.n_cached, r.n_cached + r.n_running) for r in batch]
         tokens = [r.tokens[at] for r, span in zip(batch, spans, strict=True) for at in span]
         positions = [at for span in spans for at in span]

@@ -101,10 +101,16 @@ run_pytest() {
   return "$status"
 }
 
-# build_preset NAME [TARGET...]: configures and builds build/NAME with the environment's Python.
+# build_preset NAME [-DVARIABLE=VALUE...] [TARGET...]: configures and builds build/NAME with the
+# environment's Python. A preset sets its variables anew each time, so that those of before are gone.
 build_preset() {
-  local preset=$1
+  local preset=$1 options=()
   shift
-  cmake --preset "$preset" -DPython_EXECUTABLE="$PYTHON" --log-level=WARNING
+  while [[ ${1:-} == -D* ]]; do
+    options+=("$1")
+    shift
+  done
+  cmake --preset "$preset" -DPython_EXECUTABLE="$PYTHON" ${options[@]+"${options[@]}"} \
+    --log-level=WARNING
   cmake --build "build/$preset" ${1:+--target "$@"}
 }

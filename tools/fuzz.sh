@@ -13,8 +13,7 @@ findings=build/fuzz/findings
 
 tools/system_packages.sh test
 ensure_venv build
-cmake --preset fuzz -DMETAL_SDPA_ISAS="${FUZZ_ISAS:-runnable}" --log-level=ERROR
-build_preset fuzz fuzz_sdpa
+build_preset fuzz -DMETAL_SDPA_ISAS="${FUZZ_ISAS:-runnable}" fuzz_sdpa
 mkdir -p build/fuzz/corpus "$findings"
 "$PYTHON" tests/fuzz/unpack_corpus.py tests/fuzz/corpus.txt build/fuzz/seeds
 
