@@ -130,13 +130,12 @@ void check_pages(const SdpaProblem& p, const Checker& check) {
   check.extent("page_len", pages.page_len, 1);
   check.extent("n_pages", pages.n_pages, 0);
   check.extent("n_entries", pages.n_entries, 0);
-  std::int64_t b = 0;
   for_sequences("starts", 0, pages.starts, p, check, [&](std::int64_t first) {
     if (first < 0 || first > pages.n_entries) {
       check.fail("starts: ", first, ", takes 0 to the ", pages.n_entries, " entries");
     }
   });
-  for (b = 0; b < p.batch; ++b) {
+  for (std::int64_t b = 0; b < p.batch; ++b) {
     const std::int64_t first = pages.starts.empty() ? 0 : pages.starts[static_cast<std::size_t>(b)];
     const std::int64_t slots = (pages.n_entries - first) * pages.page_len;
     if (p.sequence_kv_len(b) > 0 && pages.n_pages == 0) {

@@ -1,6 +1,6 @@
-// Where rows of K and V lie: dense, packed one sequence behind the other, or in pages. Compiled
-// into kernels of every instruction set: nothing here is a function that a linker could take from
-// another.
+// Which rows of q are written, and where rows of K and V lie: dense, packed one sequence behind the
+// other, or in pages. Compiled into kernels of every instruction set: nothing here is a function
+// that a linker could take from another.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,12 @@
 #include "shaders/sdpa_args.h"
 
 namespace metal_sdpa::cpu {
+
+/// Query rows of a sequence that are to be written, of one head.
+[[gnu::always_inline]] inline sdpa_i64 written_rows(const SdpaArgs& args,
+                                                    const SdpaSequence& sequence) {
+  return args.packed_rows != 0 ? sequence.query_len : sdpa_i64{args.seq_len};
+}
 
 /// Rows of K or V of one sequence and KV head, in elements from the start of the tensor's memory.
 struct KeyPlace {

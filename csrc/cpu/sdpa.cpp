@@ -135,7 +135,7 @@ class HeadRows {
       : launch_(launch), args_(args), b_(b), h_(h), sink_(sink_of(launch, args, h)) {
     const sdpa_i64 kv_h = h / (args.n_heads / args.n_kv_heads);
     const SdpaSequence sequence = sequence_of(launch, args, b);
-    n_rows_ = args.packed_rows != 0 ? sequence.query_len : sdpa_i64{args.seq_len};
+    n_rows_ = written_rows(args, sequence);
     q_ = launch.buffer<const T>(SDPA_BUFFER_Q) + at(args.q_offset, args.q_stride, sequence, b, h);
     out_ = at(args.out_offset, args.out_stride, sequence, b, h);
     kv_.k = launch.buffer<const T>(SDPA_BUFFER_K);

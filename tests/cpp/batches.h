@@ -51,28 +51,31 @@ inline SdpaProblem batch_problem(DType dtype, const std::vector<Sequence>& seque
   return p;
 }
 
+/// First rows of sequences one behind the other, `gap` rows of nobody before each; `total` counts
+/// those, and as many at the end.
+inline std::vector<std::int64_t> first_rows(const std::vector<std::int64_t>& lengths,
+                                            std::int64_t gap, std::int64_t& total) {
+  std::vector<std::int64_t> firsts;
+  total = gap;
+  for (const std::int64_t rows : lengths) {
+    firsts.push_back(total);
+    total += rows + gap;
+  }
+  return firsts;
+}
+
 /// Rows of q and out one sequence behind the other, `gap` rows of nobody before each.
 inline void pack_queries(std::int64_t gap, SdpaProblem& p) {
   p.q = token_major(p.n_heads, p.head_dim);
   p.out = token_major(p.n_heads, p.value_dim);
-  p.q_total = 0;
-  for (const std::int64_t rows : p.query_lengths) {
-    p.q_rows.push_back(p.q_total + gap);
-    p.q_total += gap + rows;
-  }
-  p.q_total += gap;
+  p.q_rows = first_rows(p.query_lengths, gap, p.q_total);
 }
 
 /// The same of k and v.
 inline void pack_keys(std::int64_t gap, SdpaProblem& p) {
   p.k = token_major(p.n_kv_heads, p.head_dim);
   p.v = token_major(p.n_kv_heads, p.value_dim);
-  p.kv_total = 0;
-  for (const std::int64_t keys : p.kv_lengths) {
-    p.kv_rows.push_back(p.kv_total + gap);
-    p.kv_total += gap + keys;
-  }
-  p.kv_total += gap;
+  p.kv_rows = first_rows(p.kv_lengths, gap, p.kv_total);
 }
 
 /// Sequence b of a problem with packed queries as a problem of its own, on the same q and mask. Its

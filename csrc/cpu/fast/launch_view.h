@@ -97,8 +97,7 @@ inline float* lse_rows(const NativeLaunch& launch, const SdpaSequence& sequence,
 
 /// Rows of a sequence that are to be written, under one KV head.
 inline sdpa_i64 rows_to_write(const SdpaArgs& args, const SdpaSequence& sequence) {
-  const sdpa_i64 rows = args.packed_rows != 0 ? sequence.query_len : sdpa_i64{args.seq_len};
-  return rows * (args.n_heads / args.n_kv_heads);
+  return written_rows(args, sequence) * (args.n_heads / args.n_kv_heads);
 }
 
 }  // namespace metal_sdpa::cpu::METAL_SDPA_ISA

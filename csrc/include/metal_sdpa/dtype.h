@@ -19,7 +19,7 @@ enum class DType : std::uint8_t {
   i64,
 };
 
-/// Bytes of one element: 4, 2, 2, 1, 2, 4, 4.
+/// Bytes of one element: 4, 2, 2, 1, 2, 4, 4, 8.
 constexpr std::size_t dtype_size(DType dtype) noexcept {
   if (dtype == DType::u8) return 1;
   if (dtype == DType::i64) return 8;

@@ -127,8 +127,8 @@ struct METAL_SDPA_API SdpaProblem : Visibility, ScoreTransform, PackedRows {
   std::int64_t head_dim = 1;     ///< D
   std::int64_t value_dim = 1;    ///< Dv
   TensorLayout q, k, v, out;
-  std::optional<PageTable>
-      pages;                ///< where k and v are in pages; S is the most slots of a sequence
+  /// Where k and v are in pages; S is then the most slots of a sequence.
+  std::optional<PageTable> pages;
   bool return_lse = false;  ///< write the natural log of the softmax denominator
   std::string kernel;  ///< a kernel family to force ("sdpa", "sdpa_decode", ...); empty: planner's
 
