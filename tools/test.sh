@@ -19,7 +19,7 @@ test_software_metal() {
   env -u SOFTWARE_METAL_SEED ctest --preset software-metal
   SOFTWARE_METAL_SEED=$day ctest --preset software-metal --label-regex shuffled
   export SOFTWARE_METAL_SEED=$day METAL_SDPA_TEST_DEVICES=metal PYTHONPATH=build/software-metal/stage
-  run_pytest "not frameworks"
+  run_pytest "not frameworks and not alone"
 }
 
 check_shaders() { "$PYTHON" tests/metal/check_shaders.py; }
