@@ -48,8 +48,7 @@ class Cache(cache_utils.DynamicCache):  # type: ignore[misc]
         if offloading:
             raise Unsupported("Cache: offloading: not taken, use transformers' DynamicCache")
         super().__init__(config=config)
-        for layer in self.layers:
-            layer.__class__ = GROWING.get(type(layer), type(layer))
+        self.layers = [_grown(layer) for layer in self.layers]
         if config is None:
             self.layer_class_to_replicate = GrowingLayer
         if ddp_cache_data is not None:
@@ -62,6 +61,16 @@ class Cache(cache_utils.DynamicCache):  # type: ignore[misc]
         for layer, data in zip(self.layers, layers, strict=True):
             if data[0] is not None and data[1] is not None:
                 layer.update(data[0], data[1])
+
+
+def _grown(layer: Any) -> Any:
+    """The layer, which holds nothing yet, as one that grows in place, where there is such a class."""
+    growing = GROWING.get(type(layer))
+    if growing is None:
+        return layer
+    grown = object.__new__(growing)
+    grown.__dict__.update(layer.__dict__)
+    return grown
 
 
 def _layer(window: torch.Tensor | None = None) -> Any:
