@@ -1,4 +1,4 @@
-"""Attention of transformers in float64 with dense masks: "float64", which the tests compare with."""
+"""The attention "float64" of transformers, with dense masks, which the tests compare with."""
 
 from __future__ import annotations
 

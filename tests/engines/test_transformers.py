@@ -1,18 +1,18 @@
-"""Architectures of transformers with "metal_attention": logits against attention in float64, and the
-greedy tokens of their own eager attention."""
+"""Architectures of transformers with "metal_attention": logits against attention in float64, and
+the greedy tokens of their own eager attention."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import float64_attention
 import pytest
 import torch
-import zoo
 from transformers import EncoderDecoderCache
 
+import float64_attention
 import metal_sdpa
+import zoo
 from metal_sdpa.integrations import transformers as metal
 
 pytestmark = [
@@ -150,9 +150,7 @@ def test_encoder_decoder(name: str, calls: list[dict[str, Any]]) -> None:
         both = EncoderDecoderCache(metal.Cache(model.config), metal.Cache(model.config))
         for cache in ({}, {"cache_implementation": "static"}, {"cache": both}):
             calls.clear()
-            assert_same(
-                generate(model, "metal_attention", ids, **padding, **cache), wanted, own
-            )
+            assert_same(generate(model, "metal_attention", ids, **padding, **cache), wanted, own)
             # Encoder, self-attention and cross-attention of every layer and step.
             assert len(calls) == 2 + 4 * NEW_TOKENS
 
@@ -285,7 +283,11 @@ def test_refusals_of_sparse_attention_and_sinks_a_token() -> None:
 def test_result_is_contiguous_and_not_copied() -> None:
     module = torch.nn.Module()
     rows = torch.randn((2, 5, 4, 8))
-    for q in (rows.transpose(1, 2), rows.transpose(1, 2).contiguous(), rows.transpose(1, 2)[:, :, :1]):
+    for q in (
+        rows.transpose(1, 2),
+        rows.transpose(1, 2).contiguous(),
+        rows.transpose(1, 2)[:, :, :1],
+    ):
         out, weights = metal.attention_forward(module, q, q, q[..., :3], None, is_causal=False)
         assert weights is None
         assert out.shape == (2, q.shape[2], 4, 3)

@@ -155,17 +155,13 @@ DECODERS = {
     "granite": Architecture("GraniteForCausalLM", _OWN_HEAD_DIM),
     "olmo2": Architecture("Olmo2ForCausalLM", _OWN_HEAD_DIM),
     "olmo3": Architecture("Olmo3ForCausalLM", _WINDOWS | _OWN_HEAD_DIM),
-    "starcoder2": Architecture(
-        "Starcoder2ForCausalLM", {"sliding_window": WINDOW} | _OWN_HEAD_DIM
-    ),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", {"sliding_window": WINDOW} | _OWN_HEAD_DIM),
     "stablelm": Architecture("StableLmForCausalLM", _OWN_HEAD_DIM),
     "smollm3": Architecture("SmolLM3ForCausalLM", _OWN_HEAD_DIM),
     "glm4": Architecture("Glm4ForCausalLM"),
     "exaone4": Architecture("Exaone4ForCausalLM", _WINDOWS | _OWN_HEAD_DIM),
     "nemotron": Architecture("NemotronForCausalLM", _OWN_HEAD_DIM),
-    "gpt_neox": Architecture(
-        "GPTNeoXForCausalLM", {"num_key_value_heads": None, "head_dim": None}
-    ),
+    "gpt_neox": Architecture("GPTNeoXForCausalLM", {"num_key_value_heads": None, "head_dim": None}),
     "gpt2": Architecture(
         "GPT2LMHeadModel",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
@@ -188,8 +184,14 @@ DECODERS = {
     ),
     "falcon_h1": Architecture(
         "FalconH1ForCausalLM",
-        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
-         "mamba_n_groups": 1, "mamba_chunk_size": 8},
+        {
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 8,
+        },
         static=False,
     ),
     "qwen3_next": Architecture(
@@ -237,8 +239,12 @@ ENCODERS = {
     ),
     "modernbert": Architecture(
         "ModernBertModel",
-        {"local_attention": WINDOW, "global_attn_every_n_layers": 2, "cls_token_id": 1,
-         "sep_token_id": 2},
+        {
+            "local_attention": WINDOW,
+            "global_attn_every_n_layers": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
         _BERT,
     ),
 }

@@ -26,8 +26,8 @@ def register(*, cache: bool = True) -> None:
     (`generate_batch`, `serve`), which takes only names with "flash".
 
     cache  Also lets the DynamicCache that generate and models make by themselves grow in place, as
-           `Cache` does: `torch.cat` of the whole cache for every token costs more than attention. It
-           concerns every model of the process, whatever its attention; its tokens stay the same.
+           `Cache` does: `torch.cat` of the whole cache for every token costs more than attention.
+           It concerns every model of the process, whatever its attention; tokens stay the same.
 
     Calling it again changes nothing but `cache`. `unregister` takes all of it back.
     """

@@ -48,9 +48,8 @@ class Cache(cache_utils.DynamicCache):  # type: ignore[misc]
         if offloading:
             raise Unsupported("Cache: offloading: not taken, use transformers' DynamicCache")
         super().__init__(config=config)
-        self.layers = [_grown(layer) for layer in self.layers]
-        if config is None:
-            self.layer_class_to_replicate = GrowingLayer
+        self.layers: list[Any] = [_grown(layer) for layer in self.layers]
+        self.layer_class_to_replicate: type | None = GrowingLayer if config is None else None
         if ddp_cache_data is not None:
             self._fill(list(ddp_cache_data), make_layers=config is None)
 
@@ -64,11 +63,11 @@ class Cache(cache_utils.DynamicCache):  # type: ignore[misc]
 
 
 def _grown(layer: Any) -> Any:
-    """The layer, which holds nothing yet, as one that grows in place, where there is such a class."""
+    """The layer, which holds nothing yet, as one that grows in place, where there is one."""
     growing = GROWING.get(type(layer))
     if growing is None:
         return layer
-    grown = object.__new__(growing)
+    grown: Any = object.__new__(growing)
     grown.__dict__.update(layer.__dict__)
     return grown
 
@@ -82,7 +81,7 @@ _replaced: dict[str, type] = {}
 
 
 def grow_by_default() -> None:
-    """DynamicCache(config=...), which generate and models make by themselves, grows in place too."""
+    """DynamicCache(config=...), as generate and models make it, grows in place too."""
     mapping = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING
     for layer_type, stock in list(mapping.items()):
         if stock in GROWING:

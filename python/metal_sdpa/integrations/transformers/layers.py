@@ -80,7 +80,7 @@ class SpareRoom:
         return view
 
     def _start_of(self, held: Tensor) -> int | None:
-        """The row of the memory that `held` begins at; None where it is elsewhere or not writable."""
+        """The row of the memory that `held` begins at; None where it is elsewhere or read-only."""
         memory = self._memory
         if memory is None or (memory.is_inference() and not torch.is_inference_mode_enabled()):
             return None
@@ -96,7 +96,8 @@ class SpareRoom:
             return None
         if held.untyped_storage()._cdata != memory.untyped_storage()._cdata:
             return None
-        return (held.storage_offset() - memory.storage_offset()) // max(memory.stride(2), 1)
+        offset: int = held.storage_offset() - memory.storage_offset()
+        return offset // max(int(memory.stride(2)), 1)
 
 
 def _capacity(rows: int) -> int:
@@ -129,7 +130,7 @@ class _Growing:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was."""
         keys, values = self.keys, self.values
-        if not _four_dims(keys, values) or keys.requires_grad or values.requires_grad:
+        if keys is None or values is None or not _plain(keys, values):
             super().reorder_cache(beam_idx)  # type: ignore[misc]
             return
         if len(beam_idx) == len(keys) and _is_identity(beam_idx):
@@ -231,9 +232,10 @@ class GrowingHybridLayer(_Growing, cache_utils.LinearAttentionAndFullAttentionLa
     """LinearAttentionAndFullAttentionLayer whose keys and values are appended in place."""
 
 
-class GrowingSlidingHybridLayer(  # type: ignore[misc]
-    _GrowingWindow, cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
-):
+_SlidingHybrid = cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
+
+
+class GrowingSlidingHybridLayer(_GrowingWindow, _SlidingHybrid):  # type: ignore[misc]
     """LinearAttentionAndSlidingWindowAttentionLayer, likewise."""
 
 
@@ -242,19 +244,19 @@ GROWING: dict[type, type] = {
     cache_utils.DynamicSlidingWindowLayer: GrowingSlidingWindowLayer,
     cache_utils.DynamicIndexedLayer: GrowingIndexedLayer,
     cache_utils.LinearAttentionAndFullAttentionLayer: GrowingHybridLayer,
-    cache_utils.LinearAttentionAndSlidingWindowAttentionLayer: GrowingSlidingHybridLayer,
+    _SlidingHybrid: GrowingSlidingHybridLayer,
 }
 
 
 def _plain(*tensors: Tensor) -> bool:
     grad = torch.is_grad_enabled()
-    return all(
-        type(x) is torch.Tensor and x.dim() == 4 and not (grad and x.requires_grad) for x in tensors
-    ) and tensors[0].shape[2] == tensors[1].shape[2]
-
-
-def _four_dims(*tensors: Tensor | None) -> bool:
-    return all(x is not None and x.dim() == 4 for x in tensors)
+    return (
+        all(
+            type(x) is torch.Tensor and x.dim() == 4 and not (grad and x.requires_grad)
+            for x in tensors
+        )
+        and tensors[0].shape[2] == tensors[1].shape[2]
+    )
 
 
 def _fits(held: Tensor | None, new: Tensor) -> bool:
@@ -268,7 +270,7 @@ def _fits(held: Tensor | None, new: Tensor) -> bool:
         new.shape[1],
         new.shape[3],
     )
-    return same and not held.requires_grad and type(held) is torch.Tensor
+    return bool(same and not held.requires_grad and type(held) is torch.Tensor)
 
 
 def _is_identity(indices: Tensor) -> bool:

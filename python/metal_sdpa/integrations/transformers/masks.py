@@ -1,4 +1,4 @@
-"""Masks that are said by arguments of `metal_sdpa.sdpa`, and made only where somebody looks at them."""
+"""Masks that arguments of `metal_sdpa.sdpa` say, made only where somebody looks at them."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Visible:
         return given
 
 
-class LazyMask(torch.Tensor):
+class LazyMask(torch.Tensor):  # type: ignore[misc]
     """A boolean mask [B, 1, L, S] (True = attend) of which only the rule is held.
 
-    Any operation on it works on the dense mask, which is made then. From there on `visible` is None:
-    the dense mask counts, as somebody may have written it.
+    Any operation on it works on the dense mask, which is made then. From there on `visible` is
+    None: the dense mask counts, as somebody may have written it.
     """
 
     visible: Visible | None
@@ -77,9 +77,7 @@ class LazyMask(torch.Tensor):
         return self._dense
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map_only(LazyMask, LazyMask.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -172,7 +170,7 @@ def _traced(attention_mask: Tensor | None, q_offset: int | Tensor) -> bool:
     return is_torchdynamo_compiling() or any(is_tracing(x) for x in tensors) or is_tracing()
 
 
-# Functions that masking_utils makes are told apart by their code, which is one object for all of them.
+# Functions that masking_utils makes are told apart by their code, one object for all of a kind.
 _AND = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
 _BEHIND = masking_utils.sliding_window_overlay(1).__code__
 _AROUND = masking_utils.sliding_window_bidirectional_overlay(1).__code__
