@@ -58,7 +58,6 @@ def sdpa_paged(
         options["indptr"] = indptr
     if options.get("cu_seqlens_q") is not None:
         options["cu_seqlens_q"] = torch.as_tensor(options["cu_seqlens_q"])
-    options.setdefault("causal", True)
     tensors = (q, k_pages, v_pages, torch.as_tensor(block_table), torch.as_tensor(kv_lengths))
     return _traced("sdpa_paged", tensors, options)
 

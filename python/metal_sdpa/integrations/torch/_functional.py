@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -14,8 +14,12 @@ from . import _calls
 if TYPE_CHECKING:
     from torch import Tensor
 
+Shape: TypeAlias = tuple[int, ...]
+
 _CALL = "scaled_dot_product_attention"
 
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
 
 
@@ -43,17 +47,21 @@ def scaled_dot_product_attention(
     InvalidArgument for a mask beside `is_causal`, as in torch, and for shapes that do not fit;
     UnsupportedDType for other dtypes than float32, float16 and bfloat16.
     """
-    if not _calls.is_traced() and not _any_autocast():
+    if not (_is_compiling() or _dispatch_modes() or _any_autocast()):
+        # What sdpa() itself takes goes there first: a tiny call has no time for a look at shapes.
+        # It refuses what broadcasts or is not contiguous, except one KV head for many.
         if (
-            dropout_p == 0
+            query.dim() == 4
+            and key.dim() == 4
+            and (enable_gqa or query.size(1) == key.size(1))
+            and dropout_p == 0
             and (attn_mask is None or not is_causal)
-            and _fits_as_it_is(query, key, value, enable_gqa)
         ):
             try:
                 return metal_sdpa.sdpa(
                     query, key, value, mask=attn_mask, causal=is_causal, q_start=0, scale=scale
                 )
-            except InvalidArgument:  # a last dimension that is not contiguous, or a true mistake
+            except InvalidArgument:
                 pass
     else:
         query, key, value, attn_mask = autocast(query, key, value, attn_mask)
@@ -80,7 +88,7 @@ def attend(
         if tensor.dim() < 2:
             shape = tuple(tensor.shape)
             raise InvalidArgument(f"{_CALL}: {name}: shape {shape}, takes 2 dimensions or more")
-    lead, kv_lead = _leading_shapes(query, key, value, enable_gqa)
+    lead, kv_lead = _leading_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2], enable_gqa)
     out = call(
         _four_dims(query, lead),
         _four_dims(key, kv_lead),
@@ -91,15 +99,6 @@ def attend(
         scale=scale,
     )
     return out if len(lead) == 2 else out.reshape(*lead, *out.shape[2:])
-
-
-def _fits_as_it_is(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
-    """Whether nothing broadcasts, so that sdpa() takes the tensors themselves."""
-    q, k, v = query.shape, key.shape, value.shape
-    if not len(q) == len(k) == len(v) == 4:
-        return False
-    heads_fit = q[1] == k[1] or (enable_gqa and k[1] != 0 and q[1] % k[1] == 0)
-    return q[0] == k[0] == v[0] and k[1] == v[1] and heads_fit
 
 
 def autocast(
@@ -118,25 +117,25 @@ def autocast(
 
 
 def _leading_shapes(
-    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
-) -> tuple[list[int], list[int]]:
+    query: Shape, key: Shape, value: Shape, enable_gqa: bool
+) -> tuple[Shape, Shape]:
     """What stands before [L, E] of the query, and before [S, E] of key and value."""
-    shapes = [list(x.shape[:-2]) for x in (query, key, value)]
-    if shapes[0] == shapes[1] == shapes[2]:
-        return shapes[0], shapes[1]
+    if query == key == value:
+        return query, key
+    shapes = (query, key, value)
     if enable_gqa and min(map(len, shapes)) == 0:
         raise InvalidArgument(f"{_CALL}: enable_gqa: takes tensors of 3 dimensions or more")
-    lead = _broadcast([shape[:-1] for shape in shapes] if enable_gqa else shapes)
-    kv_heads = _broadcast([shape[-1:] for shape in shapes[1:]]) if enable_gqa else []
+    lead = _broadcast(*(shape[:-1] for shape in shapes) if enable_gqa else shapes)
+    kv_heads = _broadcast(key[-1:], value[-1:]) if enable_gqa else ()
     if lead is None or kv_heads is None:
-        text = ", ".join(str(tuple(x.shape)) for x in (query, key, value))
+        text = ", ".join(str((*shape, "L", "E")) for shape in shapes)
         raise InvalidArgument(
             f"{_CALL}: query, key, value: shapes {text}, takes shapes that broadcast"
         )
-    return (lead + shapes[0][-1:], lead + kv_heads) if enable_gqa else (lead, lead)
+    return (lead + query[-1:], lead + kv_heads) if enable_gqa else (lead, lead)
 
 
-def _broadcast(shapes: list[list[int]]) -> list[int] | None:
+def _broadcast(*shapes: Shape) -> Shape | None:
     """The shape that all of them broadcast to; None where there is none."""
     wide = max(map(len, shapes))
     result = [1] * wide
@@ -147,20 +146,20 @@ def _broadcast(shapes: list[list[int]]) -> list[int] | None:
             if result[axis] != 1:
                 return None
             result[axis] = size
-    return result
+    return tuple(result)
 
 
-def _four_dims(tensor: Tensor, lead: list[int]) -> Tensor:
+def _four_dims(tensor: Tensor, lead: Shape) -> Tensor:
     """[B, H, L, E], of which B and H are 1 where there is no such dimension."""
     rows = tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
-    if rows.dim() != len(lead) + 2 or list(rows.shape[:-2]) != lead:
+    if rows.shape[:-2] != lead:
         rows = rows.expand(*lead, *rows.shape[-2:])
-    while rows.dim() < 4:
+    for _ in range(2 - len(lead)):
         rows = rows.unsqueeze(0)
-    return rows if rows.dim() == 4 else rows.flatten(0, -4)
+    return rows if len(lead) <= 2 else rows.flatten(0, -4)
 
 
-def _mask(mask: Tensor, lead: list[int]) -> Tensor:
+def _mask(mask: Tensor, lead: Shape) -> Tensor:
     """The mask over [B, H, L, S]; up to four dimensions broadcast by themselves."""
     if len(lead) <= 2:
         return mask

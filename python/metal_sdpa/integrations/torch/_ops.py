@@ -26,6 +26,8 @@ _SCORES = (
     "float? softcap=None, Tensor? sinks=None, Tensor? alibi_slopes=None, SymInt key_offset=0, "
     "SymInt key_stride=1, bool return_lse=False"
 )
+_CAUSAL_SCORES = _SCORES.replace("causal=False", "causal=True")
+# Defaults are those of the functions: the dispatcher leaves out what equals them.
 _ATTENTION = {
     "sdpa": (
         "Tensor q, Tensor k, Tensor v",
@@ -38,7 +40,7 @@ _ATTENTION = {
     ),
     "sdpa_paged": (
         "Tensor q, Tensor k_pages, Tensor v_pages, Tensor block_table, Tensor kv_lengths",
-        f"Tensor? indptr=None, Tensor? cu_seqlens_q=None, {_STARTS}, {_SCORES}, "
+        f"Tensor? indptr=None, Tensor? cu_seqlens_q=None, {_STARTS}, {_CAUSAL_SCORES}, "
         'str layout="NHD", bool check_indices=True',
     ),
 }

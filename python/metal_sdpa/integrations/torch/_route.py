@@ -130,7 +130,7 @@ def why_not(
 
     Nothing is computed.
     """
-    given = (query, key, value, attn_mask)
+    given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
     reason = _watched() or _refusal(given, dropout_p)
     if reason is not None:
         return reason
@@ -160,23 +160,31 @@ def _routed(
     enable_gqa: bool = False,
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention, from metal_sdpa where it can."""
-    call = (query, key, value, attn_mask, dropout_p, is_causal)
-    if _active:
-        if _calls._is_compiling():
-            if _refusal(call[:4], dropout_p) is None:
-                return _functional.scaled_dot_product_attention(*call, scale, enable_gqa)
-        else:
-            reason = _watched() or _not_plain(call[:4])
-            if reason is None:
-                try:
-                    out = _functional.scaled_dot_product_attention(*call, scale, enable_gqa)
-                except _REFUSALS as error:
-                    reason = str(error)
-                else:
-                    _count_taken()
-                    return out
-            _count_fallback(reason)
-    return _torchs(*call, scale=scale, enable_gqa=enable_gqa)
+    if not _active:
+        pass
+    elif _calls._is_compiling():
+        given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+        if _refusal(given, dropout_p) is None:
+            return _functional.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            )
+    else:
+        given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+        reason = _watched() or _not_plain(given) or _common_refusal(given, dropout_p)
+        if reason is None:
+            try:
+                out = _functional.scaled_dot_product_attention(
+                    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+                )
+            except _REFUSALS as error:
+                reason = str(error)
+            else:
+                _count_taken()
+                return out
+        _count_fallback(reason)
+    return _torchs(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 def _watched() -> str | None:
@@ -186,9 +194,22 @@ def _watched() -> str | None:
 
 
 def _not_plain(given: tuple[Any, ...]) -> str | None:
-    for name, x in zip(("query", "key", "value", "attn_mask"), given, strict=True):
-        if type(x) not in _PLAIN and x is not None:
-            return f"{name}: a {type(x).__name__}, takes plain tensors"
+    for x in given:
+        if type(x) not in _PLAIN:
+            return f"a {type(x).__name__}, takes plain tensors"
+    return None
+
+
+def _common_refusal(given: tuple[Any, ...], dropout_p: float) -> str | None:
+    """What training code asks for with every call, told for less than an exception costs."""
+    if dropout_p != 0:
+        return f"dropout_p: {dropout_p}, takes 0: this is for inference"
+    if torch.is_grad_enabled():
+        for x in given:
+            if x.requires_grad:
+                return "a tensor requires gradients, but this is forward only"
+    if given[0].dtype is torch.float64:
+        return "query: dtype torch.float64, takes float32, float16 or bfloat16"
     return None
 
 
@@ -199,20 +220,18 @@ def _refusal(given: tuple[Any, ...], dropout_p: float) -> str | None:
         return reason
     if torch.compiler.is_exporting():
         return "the program is exported, and is to run without this package"
-    if dropout_p != 0:
-        return f"dropout_p: {dropout_p}, takes 0: this is for inference"
-    query, key, value, mask = given
-    tensors = (query, key, value) if mask is None else given
-    for x in tensors:
-        if x.device.type != "cpu" or x.layout != torch.strided:
-            return f"a tensor of {x.device}, {x.layout}, takes the CPU's, strided"
-        if torch.is_grad_enabled() and x.requires_grad:
-            return "a tensor requires gradients, but this is forward only"
-    dtypes = [x.dtype for x in _functional.autocast(query, key, value, mask)[:3]]
+    for x in given:
+        if x.device.type not in ("cpu", "mps") or x.layout != torch.strided:
+            return f"a tensor of {x.device}, {x.layout}, takes strided ones of the CPU or MPS"
+    reason = _common_refusal(given, dropout_p)
+    if reason is not None:
+        return reason
+    query, key, value, *mask = given
+    dtypes = [x.dtype for x in _functional.autocast(query, key, value, None)[:3]]
     if dtypes[0] not in _DTYPES or dtypes[1] != dtypes[0] or dtypes[2] != dtypes[0]:
         return f"dtypes {dtypes}, takes one of {_DTYPES}"
-    if mask is not None and mask.dtype not in _MASK_DTYPES:
-        return f"attn_mask: dtype {mask.dtype}, takes one of {_MASK_DTYPES}"
+    if mask and mask[0].dtype not in _MASK_DTYPES:
+        return f"attn_mask: dtype {mask[0].dtype}, takes one of {_MASK_DTYPES}"
     if query.shape[-1] > _MAX_HEAD_DIM or value.shape[-1] > _MAX_HEAD_DIM:
         return f"head sizes over {_MAX_HEAD_DIM}"
     return None
@@ -233,6 +252,10 @@ def _update() -> None:
         functional.scaled_dot_product_attention, _replaced = _replaced, None
     # Where somebody has wrapped our function since, it stays inside and hands everything to torch.
     _active = wanted
+
+
+# torch.jit.script takes the name for torch's operator, as it does outside of enable().
+torch.jit._builtins._register_builtin(_routed, "aten::scaled_dot_product_attention")
 
 
 def _count_taken() -> None:
