@@ -8,24 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accuracy import lse_errors, output_errors
 from metal_sdpa import InvalidArgument, Unsupported, UnsupportedDType
-from oracle import attention
+from sequences import DTYPES, check_sequence, tensor
 
 pytestmark = pytest.mark.frameworks
 
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
 
 # What may be asked of the scores, each as flash-attn names it.
 FEATURES = ("plain", "causal", "left", "both_sides", "softcap", "alibi", "sinks", "everything")
-
-
-def tensor(rng: np.random.Generator, dtype: str, *shape: int) -> Any:
-    """Numbers whose softmax is spread over the keys."""
-    import torch
-
-    return torch.from_numpy(rng.standard_normal(shape)).to(getattr(torch, DTYPES[dtype]))
 
 
 def options_of(feature: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -50,36 +41,6 @@ def options_of(feature: str, rng: np.random.Generator) -> dict[str, Any]:
             "softmax_scale": 0.4,
         },
     }[feature]
-
-
-def numbers(x: Any) -> np.ndarray:
-    return x.double().numpy()
-
-
-def check_sequence(
-    got: tuple[Any, Any], q: Any, k: Any, v: Any, dtype: str, *, leftpad: int = 0, **options: Any
-) -> None:
-    """got: out [L, Hq, Dv] and lse [Hq, L]; q [L, Hq, D], k [S, Hkv, D], v [S, Hkv, Dv]."""
-    heads_first = [numbers(x).transpose(1, 0, 2)[None] for x in (q, k, v)]
-    slopes = options.get("alibi_slopes")
-    sinks = options.get("s_aux", options.get("learnable_sink"))
-    reference = attention(
-        *heads_first,
-        scale=options.get("softmax_scale") or q.shape[-1] ** -0.5,
-        causal=options.get("causal", False),
-        q_starts=np.array([len(k) - len(q)]),
-        kv_lengths=np.array([len(k)]),
-        kv_starts=np.array([leftpad]),
-        window=tuple(options.get("window_size", (-1, -1))),
-        softcap=options.get("softcap") or None,
-        slopes=None if slopes is None else numbers(slopes)[None],
-        sinks=None if sinks is None else numbers(sinks),
-    )
-    out, lse = got
-    assert (out.shape, lse.shape) == ((len(q), HEADS, v.shape[-1]), (HEADS, len(q)))
-    errors = output_errors(numbers(out).transpose(1, 0, 2)[None], reference, dtype)
-    assert errors.max(initial=0) <= 1
-    assert lse_errors(numbers(lse)[None].astype(np.float32), reference).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -343,6 +304,54 @@ def test_parts_of_a_cache_combined() -> None:
     out, lse = flash_attn_combine(outs, lses.transpose(-1, -2))
     for b in range(2):
         check_sequence((out[b], lse[b].T), q[b], k[b], v[b], "f32")
+
+
+def test_compiled_without_a_graph_break() -> None:
+    import torch
+
+    from metal_sdpa.integrations import flash_attn
+
+    ends = torch.tensor([0, 2, 6], dtype=torch.int32)
+    lengths = torch.tensor([1, 4], dtype=torch.int32)
+
+    def dense(q: Any, k: Any, v: Any) -> Any:
+        call = flash_attn.flash_attn_func
+        parts = [
+            call(q, k[:, part], v[:, part], return_attn_probs=True)[:2]
+            for part in (slice(0, 1), slice(1, 3))
+        ]
+        outs, lses = (torch.stack(x) for x in zip(*parts, strict=True))
+        return flash_attn.flash_attn_combine(outs, lses.transpose(-1, -2))
+
+    def packed(q: Any, k: Any, v: Any) -> Any:
+        rows = (x.flatten(0, 1) for x in (q, k, v))
+        return flash_attn.flash_attn_varlen_func(*rows, ends, ends, 4, 4, causal=True)
+
+    def cached(q: Any, k: Any, v: Any) -> Any:
+        cache = torch.zeros(2, 9, 2, KV_HEADS, HEAD_DIM)
+        out = flash_attn.flash_attn_with_kvcache(
+            q,
+            cache[:, :, 0],
+            cache[:, :, 1],
+            k,
+            v,
+            cache_seqlens=lengths,
+            cache_leftpad=torch.tensor([1, 2]),
+            causal=True,
+            window_size=(4, 0),
+        )
+        return out, cache
+
+    rng = np.random.default_rng(4)
+    arguments = [tensor(rng, "f32", 2, 3, n, HEAD_DIM) for n in (HEADS, KV_HEADS, KV_HEADS)]
+    for function in (dense, packed, cached):
+        want = function(*arguments)
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        got = compiled(*arguments)
+        if function is packed:
+            assert got.equal(want)
+            continue
+        assert [x.equal(y) for x, y in zip(got, want, strict=True)] == [True, True]
 
 
 # The arguments of flash-attn 2.8, in their order.

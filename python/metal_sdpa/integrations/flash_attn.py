@@ -7,6 +7,8 @@ than keys, and lse is -inf (as in 3) for a row that sees no key.
     from metal_sdpa.integrations.flash_attn import flash_attn_func
 
     out = flash_attn_func(q, k, v, causal=True)  # [B, L, Hq, D], [B, S, Hkv, D]
+
+torch.compile(fullgraph=True) takes all of them.
 """
 
 from __future__ import annotations
@@ -16,15 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from metal_sdpa import (
-    InvalidArgument,
-    Unsupported,
-    merge_states,
-    sdpa,
-    sdpa_paged,
-    sdpa_varlen,
-    write_kv,
-)
+from metal_sdpa import InvalidArgument, Unsupported
+from metal_sdpa.integrations.torch import merge_states, sdpa, sdpa_paged, sdpa_varlen, write_kv
 
 if TYPE_CHECKING:
     from torch import Tensor
