@@ -1,6 +1,6 @@
 # Every command is a script in tools/; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke sweep fuzz bench mutants lint format clean
+.PHONY: help demo test engines smoke sweep fuzz bench mutants lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -10,6 +10,9 @@ demo:  ## build the wheel and run the example engine
 
 test:  ## build and run every test, then the linters
 	@tools/test.sh
+
+engines:  ## real engines on the wheel: transformers, in an environment of their own
+	@tools/engines.sh
 
 smoke:  ## what most faults die of, in about a minute on a built tree
 	@tools/smoke.sh

@@ -14,6 +14,7 @@ import float64_attention
 import metal_sdpa
 import zoo
 from metal_sdpa.integrations import transformers as metal
+from metal_sdpa.integrations.transformers import attention
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # what transformers and torch warn of among themselves
@@ -50,11 +51,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The keywords of every call of metal_sdpa.sdpa."""
     seen: list[dict[str, Any]] = []
 
+    stock = attention.sdpa
+
     def counted(*arrays: Any, **keywords: Any) -> Any:
         seen.append(keywords)
-        return metal_sdpa.sdpa(*arrays, **keywords)
+        return stock(*arrays, **keywords)
 
-    monkeypatch.setattr("metal_sdpa.integrations.transformers.attention.sdpa", counted)
+    monkeypatch.setattr(attention, "sdpa", counted)
     return seen
 
 
@@ -68,8 +71,8 @@ def left_padding() -> torch.Tensor:
     return mask
 
 
-def generate(model: Any, attention: str, ids: torch.Tensor, **keywords: Any) -> Any:
-    model.set_attn_implementation(attention)
+def generate(model: Any, implementation: str, ids: torch.Tensor, **keywords: Any) -> Any:
+    model.set_attn_implementation(implementation)
     return model.generate(
         ids,
         max_new_tokens=NEW_TOKENS,
@@ -162,8 +165,8 @@ def test_encoder(name: str, calls: list[dict[str, Any]]) -> None:
     holes[0, 3] = holes[1, 7:9] = 0
     for mask in (None, left_padding(), left_padding().flip(1), holes):
         states = []
-        for attention in ("float64", "metal_attention"):
-            model.set_attn_implementation(attention)
+        for implementation in ("float64", "metal_attention"):
+            model.set_attn_implementation(implementation)
             with torch.no_grad():
                 states.append(model(ids, attention_mask=mask).last_hidden_state)
         assert len(calls) == 2
@@ -178,8 +181,8 @@ def test_vision_tower(name: str, calls: list[dict[str, Any]]) -> None:
     model = zoo.TOWERS[name].build()
     pictures = torch.randn((2, 3, 24, 24), generator=torch.manual_seed(2))
     states = []
-    for attention in ("float64", "metal_attention"):
-        model.set_attn_implementation(attention)
+    for implementation in ("float64", "metal_attention"):
+        model.set_attn_implementation(implementation)
         with torch.no_grad():
             states.append(model(pictures).last_hidden_state)
     assert len(calls) == 2
@@ -208,13 +211,13 @@ def test_masks_of_the_caller(name: str) -> None:
     added = torch.where(keep, 0.0, torch.finfo(torch.float32).min)
     inputs: dict[str, Any] = {"decoder_input_ids": ids} if name == "t5" else {}
     logits = []
-    for attention, mask in (
+    for implementation, mask in (
         ("float64", keep),
         ("metal_attention", keep),
         ("metal_attention", added),
         ("metal_attention", added.double()),
     ):
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(implementation)
         with torch.no_grad():
             logits.append(model(ids, attention_mask=mask, **inputs).logits)
     for got in logits[1:]:
@@ -245,11 +248,24 @@ def test_prompt_in_two_parts(cache: str | None) -> None:
 def test_autocast_casts_as_sdpa_does() -> None:
     model, ids = zoo.DECODERS["qwen3"].build(), tokens()
     logits = []
-    for attention in ("sdpa", "metal_attention"):
-        model.set_attn_implementation(attention)
+    for implementation in ("sdpa", "metal_attention"):
+        model.set_attn_implementation(implementation)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits.append(model(ids).logits)
     assert_close(logits[1], logits[0], torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+def test_compiled_without_a_graph_break(name: str) -> None:
+    model, ids = zoo.DECODERS[name].build(), tokens()
+    model.set_attn_implementation("metal_attention")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for mask in (None, left_padding()):
+        with torch.no_grad():
+            wanted = model(ids, attention_mask=mask, use_cache=False).logits
+            got = compiled(ids, attention_mask=mask, use_cache=False).logits
+        assert_close(got, wanted, torch.float32)
 
 
 def test_refusals() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import is_torchdynamo_compiling
 
-from metal_sdpa import Unsupported, sdpa
+from metal_sdpa import Unsupported
+from metal_sdpa.integrations.torch import sdpa
 
 from .masks import LazyMask
 
@@ -73,7 +75,8 @@ def attention_forward(
         out=_out(query, value),
         **arguments,
     )
-    return out.transpose(1, 2), None
+    assert isinstance(out, torch.Tensor)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _refuse(
@@ -151,8 +154,11 @@ def _rows(tensor: Tensor, batch: int) -> Tensor:
 
 
 def _out(query: Tensor, value: Tensor) -> Tensor | None:
-    """Memory [B, L, H, Dv] for the result, where it would not get it by itself from q's order."""
-    if query.transpose(1, 2).is_contiguous():
+    """Memory [B, L, H, Dv] for the result, where it would not get it by itself from q's order.
+
+    torch.compile takes none that is not contiguous.
+    """
+    if is_torchdynamo_compiling() or query.transpose(1, 2).is_contiguous():
         return None
     batch, heads, length, _ = query.shape
     return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2)

@@ -232,7 +232,7 @@ class GrowingHybridLayer(_Growing, cache_utils.LinearAttentionAndFullAttentionLa
     """LinearAttentionAndFullAttentionLayer whose keys and values are appended in place."""
 
 
-_SlidingHybrid = cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
+_SlidingHybrid: Any = cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
 
 
 class GrowingSlidingHybridLayer(_GrowingWindow, _SlidingHybrid):  # type: ignore[misc]
@@ -264,7 +264,7 @@ def _fits(held: Tensor | None, new: Tensor) -> bool:
     if held is None or held.dtype != new.dtype or held.device != new.device:
         return False
     if held.dim() != 4:
-        return held.numel() == 0
+        return bool(held.numel() == 0)
     same = (held.shape[0], held.shape[1], held.shape[3]) == (
         new.shape[0],
         new.shape[1],
