@@ -230,7 +230,9 @@ class Run:
                 self.inputs[index].write(_in_memory(stored))
         self.out = Memory(problem.out.byte_len)
         self.out.fill(problem.out.storage.tobytes())
-        self.lse = allocate(math.prod(problem.out.shape[:3]) * 4)
+        # Nobody writes that of rows of no sequence.
+        allocate_lse = _filled if problem.places.q_rows else allocate
+        self.lse = allocate_lse(math.prod(problem.out.shape[:3]) * 4)
         self.partial_o, self.partial_ms = (allocate(max(n, 4)) for n in self.plan.scratch)
         self.work = {}
         for step in self.plan.steps:
