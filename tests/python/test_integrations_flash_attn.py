@@ -239,6 +239,20 @@ def test_one_entry_twice() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_sinks_of_another_dtype(dtype: str) -> None:
+    import torch
+
+    from metal_sdpa.integrations.flash_attn import flash_attn_func
+
+    rng = np.random.default_rng(2)
+    q, k, v = (tensor(rng, dtype, 1, 5, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    sinks = torch.tensor([0.5, -0.25, 1.5, -torch.inf])
+    want = flash_attn_func(q, k, v, s_aux=sinks)
+    for other in (torch.float16, torch.bfloat16, torch.float64):
+        assert flash_attn_func(q, k, v, s_aux=sinks.to(other)).equal(want)
+
+
 def test_copies_only_where_a_row_is_not_contiguous() -> None:
     import torch
 
@@ -446,6 +460,9 @@ def test_a_refused_append_writes_nothing() -> None:
             cached(q, k, v, new, new, **options)
         assert not k.any()
         assert not v.any()
+    assert cached(q[:0], k, v, new[:0], new[:0], cache_seqlens=1).shape == (0, 1, 2, 8)
+    with pytest.raises(InvalidArgument, match=r"cache_leftpad: shape \(1,\), takes \(2,\)"):
+        cached(q, k, v, cache_leftpad=table[0], block_table=table)
     with pytest.raises(InvalidArgument, match="k, v: one is None"):
         cached(q, k, v, new, cache_seqlens=1)
     with pytest.raises(InvalidArgument, match="k_cache: batch 1, but q has 2"):

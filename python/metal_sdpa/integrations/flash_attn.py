@@ -230,26 +230,17 @@ def flash_attn_with_kvcache(
             k_cache, v_cache = k_cache[:batch], v_cache[:batch]
     lengths = _lengths(call, cache_seqlens, batch, slots, k)
     if k is not None or v is not None:
-        if k is None or v is None:
-            raise InvalidArgument(f"{call}: k, v: one is None, takes both or neither")
-        _require_dims(call, 4, k=k, v=v)
         # Tokens for one entry of the cache twice are FlashAttention's contract, and a page that
         # two sequences write to is a mistake.
         checked = cache_batch_idx is None
-        write_kv(
-            _rows(k),
-            _rows(v),
-            k_cache,
-            v_cache,
-            block_table=table,
-            positions=lengths,
-            check_indices=checked,
-        )
-        lengths = lengths + k.shape[1]
+        lengths = _append(call, k, v, k_cache, v_cache, table, lengths, checked)
     if table is None:
         options |= {"kv_lengths": lengths, "kv_starts": cache_leftpad}
         return _batched(q, k_cache, v_cache, options)
     if cache_leftpad is not None:
+        if tuple(cache_leftpad.shape) != (batch,):
+            shape = tuple(cache_leftpad.shape)
+            raise InvalidArgument(f"{call}: cache_leftpad: shape {shape}, takes ({batch},)")
         options["mask"] = _from(cache_leftpad, slots, cu_seqlens_q, len(q))
     if cu_seqlens_q is not None:
         options["cu_seqlens_q"] = cu_seqlens_q
@@ -309,6 +300,33 @@ def _from(starts: Tensor, slots: int, cu_seqlens_q: Tensor | None, n_rows: int) 
     row = torch.arange(n_rows, device=starts.device)
     sequence = torch.searchsorted(cu_seqlens_q[1:-1].contiguous(), row, right=True)
     return used[sequence]
+
+
+def _append(
+    call: str,
+    k: Tensor | None,
+    v: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    table: Tensor | None,
+    lengths: Tensor,
+    check_indices: bool,
+) -> Tensor:
+    """Writes k and v behind the slots in use; [B]: slots in use after that."""
+    if k is None or v is None:
+        raise InvalidArgument(f"{call}: k, v: one is None, takes both or neither")
+    _require_dims(call, 4, k=k, v=v)
+    if k.numel() > 0:
+        write_kv(
+            _rows(k),
+            _rows(v),
+            k_cache,
+            v_cache,
+            block_table=table,
+            positions=lengths,
+            check_indices=check_indices,
+        )
+    return lengths + k.shape[1]
 
 
 def _lengths(

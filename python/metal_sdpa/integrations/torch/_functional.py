@@ -44,16 +44,16 @@ def scaled_dot_product_attention(
     the result lie in memory in the order of query's.
 
     Errors: Unsupported for dropout, and for tensors that require gradients while grad mode is on;
-    InvalidArgument for a mask beside `is_causal`, as in torch, and for shapes that do not fit;
+    InvalidArgument for a mask beside `is_causal`, as torch says, and for shapes that do not fit;
     UnsupportedDType for other dtypes than float32, float16 and bfloat16.
     """
     if not (_is_compiling() or _dispatch_modes() or _any_autocast()):
         # What sdpa() itself takes goes there first: a tiny call has no time for a look at shapes.
         # It refuses what broadcasts or is not contiguous, except one KV head for many.
         if (
-            query.dim() == 4
-            and key.dim() == 4
-            and (enable_gqa or query.size(1) == key.size(1))
+            query.ndim == 4
+            and key.ndim == 4
+            and (enable_gqa or query.shape[1] == key.shape[1])
             and dropout_p == 0
             and (attn_mask is None or not is_causal)
         ):

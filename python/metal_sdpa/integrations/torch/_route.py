@@ -131,7 +131,7 @@ def why_not(
     Nothing is computed.
     """
     given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    reason = _watched() or _refusal(given, dropout_p)
+    reason = _watched() or _refusal(given, dropout_p, is_causal)
     if reason is not None:
         return reason
     cast = _functional.autocast(query, key, value, attn_mask)
@@ -164,7 +164,7 @@ def _routed(
         pass
     elif _calls._is_compiling():
         given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-        if _refusal(given, dropout_p) is None:
+        if _refusal(given, dropout_p, is_causal) is None:
             return _functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
             )
@@ -213,7 +213,7 @@ def _common_refusal(given: tuple[Any, ...], dropout_p: float) -> str | None:
     return None
 
 
-def _refusal(given: tuple[Any, ...], dropout_p: float) -> str | None:
+def _refusal(given: tuple[Any, ...], dropout_p: float, is_causal: bool) -> str | None:
     """Why we would refuse, as far as it can be told without the data: as torch.compile traces."""
     reason = _not_plain(given)
     if reason is not None:
@@ -230,6 +230,8 @@ def _refusal(given: tuple[Any, ...], dropout_p: float) -> str | None:
     dtypes = [x.dtype for x in _functional.autocast(query, key, value, None)[:3]]
     if dtypes[0] not in _DTYPES or dtypes[1] != dtypes[0] or dtypes[2] != dtypes[0]:
         return f"dtypes {dtypes}, takes one of {_DTYPES}"
+    if mask and is_causal:
+        return "attn_mask: is given, but is_causal takes None"
     if mask and mask[0].dtype not in _MASK_DTYPES:
         return f"attn_mask: dtype {mask[0].dtype}, takes one of {_MASK_DTYPES}"
     if query.shape[-1] > _MAX_HEAD_DIM or value.shape[-1] > _MAX_HEAD_DIM:
