@@ -110,8 +110,10 @@ def test_somebody_else_replaces_the_function_too(
         with routing.enabled():
             attend(q, q, q)
         assert (len(calls), routing.stats().taken) == (2, taken + 1)
-    with routing.enabled():
-        pass
+    # Ours was wrapped as it was disabled, and then torch's own was put back by hand.
+    routing.enable()
+    functional.scaled_dot_product_attention = wrapping(functional.scaled_dot_product_attention)
+    routing.disable()
     functional.scaled_dot_product_attention = torch._C._nn.scaled_dot_product_attention
     with routing.enabled():
         attend(q, q, q)
@@ -243,12 +245,13 @@ def test_those_who_watch_torch_still_see(routing: Any) -> None:
         assert watching.operators[-1] == "metal_sdpa.sdpa.default"
         traced = make_fx(Module())(q)
         exported = torch.export.export(Module(), (q,)).module()
+        strict = torch.export.export(Module(), (q,), strict=True).module()
         symbolic = torch.fx.symbolic_trace(Module())
         batched = torch.func.vmap(Module())(torch.stack((q, other)))
         functional = torch.func.functionalize(Module())(other)
         close(batched[1], want, "float32")
         close(functional, want, "float32")
-    for program in (traced, exported, symbolic):
+    for program in (traced, exported, strict, symbolic):
         assert "metal_sdpa" not in str(program.graph)
         close(program(other), want, "float32")
     ours = make_fx(lambda x: routing.scaled_dot_product_attention(x, x, x))(q)

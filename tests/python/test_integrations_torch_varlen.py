@@ -11,7 +11,7 @@ import metal_sdpa
 pytestmark = pytest.mark.frameworks
 
 
-@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (6, 0), (4, 3), (-1, 2)])
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (6, 0), (4, 3), (-1, 2), (5, -1)])
 @pytest.mark.parametrize("kind", ["packed", "seqused", "paged", "into out"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_varlen_attn(window: tuple[int, int], kind: str, dtype: str) -> None:
