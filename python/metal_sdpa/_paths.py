@@ -21,7 +21,7 @@ def get_library_dir() -> str:
 
 
 def get_library() -> str:
-    """Path of libmetal_sdpa, the one that this package runs on, to link or to load: ctypes, dlopen."""
+    """Path of the libmetal_sdpa that this package runs on, to link or to load (ctypes, dlopen)."""
     # A build tree has symbolic links beside it, a Mac its compiled shaders.
     libraries = (
         path

@@ -470,6 +470,26 @@ TEST_CASE("checks of slots and of table entries can be left out") {
                 METAL_SDPA_UNSUPPORTED_DTYPE, "merge_states: out_dtype: -1");
 }
 
+TEST_CASE("layouts of extents that no memory has are refused where they are used") {
+  constexpr std::int64_t kHuge = std::int64_t{1} << 40;
+  World world;
+  world.problem.n_heads = world.problem.n_kv_heads = world.problem.seq_len = kHuge;
+  CHECK(metal_sdpa_problem_set_packed_layouts(&world.problem) == METAL_SDPA_OK);
+  check_bad(world.run(), "n_heads: 1099511627776");
+  metal_sdpa_write_kv_problem write;
+  REQUIRE(metal_sdpa_write_kv_problem_init(&write, sizeof write) == METAL_SDPA_OK);
+  write.heads = write.head_dim = write.page_size = kHuge;
+  CHECK(metal_sdpa_write_kv_problem_set_packed_layouts(&write) == METAL_SDPA_OK);
+  CHECK(write.k_cache.page_stride == INT64_MAX);
+  CHECK(write.k_new.token_stride == INT64_MAX);
+  metal_sdpa_merge_problem merge;
+  REQUIRE(metal_sdpa_merge_problem_init(&merge, sizeof merge) == METAL_SDPA_OK);
+  merge.n_states = merge.batch = merge.heads = merge.rows = merge.width = kHuge;
+  CHECK(metal_sdpa_merge_problem_set_packed_layouts(&merge) == METAL_SDPA_OK);
+  CHECK(merge.outs.state_stride == INT64_MAX);
+  CHECK(merge.out.head_stride == INT64_MAX);
+}
+
 TEST_CASE("an encoder in the wrong state refuses, and one that is dropped leaves no trace") {
   World world;
   metal_sdpa_encoder* made = nullptr;
@@ -517,6 +537,31 @@ TEST_CASE("every exception has its status, and no exception leaves") {
   for (int i = 0; i < 13; ++i) {
     CHECK(std::string(metal_sdpa_status_name(static_cast<metal_sdpa_status>(i))) == names[i]);
   }
+}
+
+TEST_CASE("threads that share a device and its buffers do not disturb each other") {
+  const World shared;
+  std::vector<std::thread> threads;
+  std::vector<int> faults(6, 0);
+  for (std::size_t t = 0; t < faults.size(); ++t) {
+    threads.emplace_back([&, t] {
+      const std::string kind = "kind " + std::to_string(t);
+      const BufferHandle out = allocate(shared.device, METAL_SDPA_F32, 48);
+      metal_sdpa_operands operands = shared.operands;
+      operands.out = out.get();
+      for (int i = 0; i < 50; ++i) {
+        metal_sdpa_device* none = nullptr;
+        const bool refused =
+            metal_sdpa_device_open(kind.c_str(), nullptr, &none) == METAL_SDPA_DEVICE_NOT_FOUND;
+        const metal_sdpa_status status =
+            metal_sdpa_sdpa(shared.device.get(), &shared.problem, &operands);
+        const std::string text = metal_sdpa_last_message();
+        if (!refused || status != METAL_SDPA_OK || text.find(kind) == text.npos) ++faults[t];
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(faults == std::vector<int>(faults.size(), 0));
 }
 
 TEST_CASE("each thread has a message of its own, which success leaves") {

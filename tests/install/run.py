@@ -4,8 +4,9 @@
 2. The README's ```cmake and ```cpp blocks are a C++ project that finds the package with
    find_package; it must print what the comment in it says.
 3. So is this directory, with consumer.cpp.
-4. consumer.c is a C11 program that is linked with the library by hand, and examples/c a project in
-   C that finds the package. consumer.rs is a Rust program, where there is a rustc.
+4. consumer.c is a C11 program that is linked with the library by hand, the quickstart of
+   docs/engines/c.md one that is built as it says there, and examples/c a project in C that finds the
+   package. consumer.rs is a Rust program, built where there is a rustc.
 5. The library, the package and the CMake package agree on the version.
 6. The shared libraries export names of their own and no others.
 
@@ -25,14 +26,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 README = ROOT / "README.md"
+C_PAGE = ROOT / "docs" / "engines" / "c.md"
 
-# In the README's ```cpp block: `std::printf(...);  // prints TEXT`.
+# In ```cpp and ```c blocks: `std::printf(...);  // prints TEXT`.
 PRINTS = re.compile(r"// prints (.+)$", re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of README.md in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: Path = README) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def run(command: list[str | Path], cwd: Path) -> str:
@@ -93,6 +95,18 @@ def check_c_consumer(directory: Path) -> None:
         directory,
     )
     print(run([program], directory).strip())
+
+
+def check_c_quickstart(directory: Path) -> None:
+    """docs/engines/c.md, its command line included."""
+    (source,), (commands,) = blocks("c", C_PAGE), blocks("sh", C_PAGE)
+    (expected,) = PRINTS.findall(source)
+    (directory / "quickstart.c").write_text(source)
+    # `python` in it is the interpreter that has the wheel.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = run(["env", f"PATH={path}", "sh", "-ec", commands], directory)
+    assert printed.strip() == expected, f"{C_PAGE.name}: the quickstart printed {printed!r}"
+    print(f"docs/engines/c.md: the quickstart printed {expected}")
 
 
 def check_c_example(directory: Path) -> None:
@@ -191,6 +205,7 @@ def main() -> None:
         check_cpp_block(directory)
         check_consumer(directory)
         check_c_consumer(directory)
+        check_c_quickstart(directory)
         check_c_example(directory)
         check_rust_consumer(directory)
 

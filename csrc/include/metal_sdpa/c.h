@@ -161,9 +161,9 @@ METAL_SDPA_API void metal_sdpa_shutdown(void);
 /// flight refers to it.
 typedef struct metal_sdpa_buffer metal_sdpa_buffer;
 
-/// Called once, when nothing refers to wrapped memory any more; on any thread, which may be one
-/// that released the last handle or one of the library's own. It may call the library, but must
-/// neither wait for work nor throw. Never called where the wrap failed.
+/// Called once, when nothing refers to wrapped memory any more; on any thread, which may be the one
+/// that released the last handle or one of the library's own. It must neither call the library nor
+/// throw. Never called where the wrap failed.
 typedef void (*metal_sdpa_release_callback)(void* context);
 
 /// Zero-filled memory for `elements`, 1 or more, at a 128-byte boundary. BUFFER_ALLOCATION where
