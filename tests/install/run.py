@@ -4,9 +4,9 @@
 2. The README's ```cmake and ```cpp blocks are a C++ project that finds the package with
    find_package; it must print what the comment in it says.
 3. So is this directory, with consumer.cpp.
-4. consumer.c is a C11 program that is linked with the library by hand, the quickstart of
-   docs/engines/c.md one that is built as it says there, and examples/c a project in C that finds the
-   package. consumer.rs is a Rust program, built where there is a rustc.
+4. consumer.c is a C11 program linked with the library by hand, the quickstart of docs/engines/c.md
+   one that is built as it says there, and examples/c a project in C that finds the package.
+   consumer.rs is a Rust program, built where there is a rustc.
 5. The library, the package and the CMake package agree on the version.
 6. The shared libraries export names of their own and no others.
 

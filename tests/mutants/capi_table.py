@@ -29,7 +29,7 @@ CAPI_MUTANTS = (
         "C: a newer struct's fields are passed over",
         STRUCTS,
         "if (bytes[i] == 0) continue;",
-        "continue;",
+        "if (bytes[i] == 0 || size > 0) continue;",
         ERRORS,
         VERSIONS,
     ),
