@@ -29,7 +29,7 @@ class Launched {
     for (const std::uint64_t bytes : plan.scratch_bytes) {
       std::vector<float>& memory = memory_.emplace_back(bytes / sizeof(float), NAN);
       const HostMemory host{memory.data(), bytes, false, {}};
-      scratch_.push_back(bytes == 0 ? nullptr : backend->wrap_host(host));
+      scratch_.push_back({bytes == 0 ? nullptr : backend->wrap_host(host), 0, bytes});
     }
   }
 
