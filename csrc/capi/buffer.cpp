@@ -44,7 +44,7 @@ metal_sdpa_buffer* wrap_memory(metal_sdpa_release_callback release, void* contex
                                const Wrap& wrap) {
   const auto owner = std::make_shared<CallerMemory>(release, context);
   auto handle = std::make_unique<metal_sdpa_buffer>();
-  handle->buffer = wrap(owner);
+  handle->buffer = without_shape(wrap(owner));
   owner->set_wrapped();
   return handle.release();
 }
@@ -64,7 +64,7 @@ metal_sdpa_status metal_sdpa_buffer_allocate(const metal_sdpa_device* device,
     const Device& owner = device_of(kCall, device);
     const DType element = dtype_of(kCall, "dtype", dtype);
     if (elements < 1) fail_argument(kCall, ": elements: ", elements, ", takes 1 or more");
-    *buffer = new metal_sdpa_buffer{owner.empty({elements}, element)};
+    *buffer = new metal_sdpa_buffer{without_shape(owner.empty({elements}, element))};
   });
 }
 
@@ -107,7 +107,7 @@ metal_sdpa_status metal_sdpa_buffer_slice(const metal_sdpa_buffer* buffer, size_
   return guarded([&] {
     clear_place(kCall, "slice", slice);
     require_given(kCall, "buffer", buffer);
-    *slice = new metal_sdpa_buffer{buffer->buffer.slice_view(byte_offset, elements)};
+    *slice = new metal_sdpa_buffer{without_shape(buffer->buffer.slice_view(byte_offset, elements))};
   });
 }
 

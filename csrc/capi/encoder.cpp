@@ -6,17 +6,6 @@
 #include "capi/problem.h"
 #include "core/registry.h"
 
-namespace metal_sdpa::capi {
-namespace {
-
-CommandEncoder& encoder_of(const char* call, metal_sdpa_encoder* handle) {
-  require_given(call, "encoder", handle);
-  return handle->encoder;
-}
-
-}  // namespace
-}  // namespace metal_sdpa::capi
-
 using namespace metal_sdpa;
 using namespace metal_sdpa::capi;
 
@@ -38,6 +27,19 @@ metal_sdpa_status metal_sdpa_encode_sdpa(metal_sdpa_encoder* encoder,
     const auto given = read_sdpa(kCall, problem, operands);
     const Device device = into.device();
     encode_sdpa(into, default_registry(device), device, given.operands, given.problem);
+  });
+}
+
+metal_sdpa_status metal_sdpa_encode_prepared(metal_sdpa_encoder* encoder,
+                                             const metal_sdpa_prepared* prepared,
+                                             const metal_sdpa_operands* operands,
+                                             const metal_sdpa_buffer* scratch) {
+  constexpr const char* kCall = "encode_prepared";
+  return guarded([&] {
+    CommandEncoder& into = encoder_of(kCall, encoder);
+    const metal_sdpa_prepared& given = prepared_of(kCall, prepared);
+    const SdpaOperands memory = read_operands(kCall, operands, given.used);
+    given.prepared.encode(into, default_registry(into.device()), memory, operand_of(scratch));
   });
 }
 

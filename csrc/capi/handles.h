@@ -3,11 +3,13 @@
 
 #include <memory>
 
+#include "capi/problem.h"
 #include "capi/structs.h"
 #include "metal_sdpa/buffer.h"
 #include "metal_sdpa/c.h"
 #include "metal_sdpa/device.h"
 #include "metal_sdpa/encoder.h"
+#include "metal_sdpa/prepared.h"
 
 struct metal_sdpa_device {
   metal_sdpa::Device device;
@@ -21,6 +23,11 @@ struct metal_sdpa_encoder {
   metal_sdpa::CommandEncoder encoder;
 };
 
+struct metal_sdpa_prepared {
+  metal_sdpa::PreparedSdpa prepared;
+  metal_sdpa::capi::OptionalOperands used;
+};
+
 namespace metal_sdpa::capi {
 
 inline const Device& device_of(const char* call, const metal_sdpa_device* handle) {
@@ -31,6 +38,21 @@ inline const Device& device_of(const char* call, const metal_sdpa_device* handle
 /// Of an operand; NULL is the empty Buffer, which is fine where the tensor has no element.
 inline Buffer operand_of(const metal_sdpa_buffer* handle) {
   return handle == nullptr ? Buffer() : handle->buffer;
+}
+
+inline CommandEncoder& encoder_of(const char* call, metal_sdpa_encoder* handle) {
+  require_given(call, "encoder", handle);
+  return handle->encoder;
+}
+
+inline const metal_sdpa_prepared& prepared_of(const char* call, const metal_sdpa_prepared* handle) {
+  require_given(call, "prepared", handle);
+  return *handle;
+}
+
+/// A handle's own Buffer: elements alone matter in C, and a shape costs memory for each copy.
+inline Buffer without_shape(const Buffer& buffer) {
+  return Buffer(buffer.storage(), buffer.byte_offset(), buffer.byte_len(), buffer.dtype(), {});
 }
 
 /// Checks a caller's place for a handle, and leaves NULL there until there is one.

@@ -15,7 +15,27 @@ struct Given {
   Operands operands;
 };
 
-SdpaProblem sdpa_problem(const char* call, const metal_sdpa_problem& given);
+/// Operands that a problem may do without.
+struct OptionalOperands {
+  bool lse = false;
+  bool mask = false;
+  bool sinks = false;
+  bool alibi_slopes = false;
+  bool block_table = false;
+};
+
+OptionalOperands optional_operands(const SdpaProblem& problem);
+
+SdpaProblem read_problem(const char* call, const metal_sdpa_problem* problem);
+
+/// Memory that the problem has no use for was meant to be used: InvalidArgument, with the field
+/// that would use it.
+void refuse_unused(const char* call, const char* name, const metal_sdpa_buffer* buffer,
+                   bool is_used, const char* field);
+
+/// InvalidArgument where memory is given that the problem does not use.
+SdpaOperands read_operands(const char* call, const metal_sdpa_operands* operands,
+                           const OptionalOperands& used);
 
 Given<SdpaProblem, SdpaOperands> read_sdpa(const char* call, const metal_sdpa_problem* problem,
                                            const metal_sdpa_operands* operands);

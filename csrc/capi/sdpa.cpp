@@ -77,26 +77,23 @@ void set_pages(const char* call, const metal_sdpa_problem& given, SdpaProblem& p
   if (table.starts != nullptr) pages.starts.assign(table.starts, table.starts + problem.batch);
 }
 
-/// Memory that the problem has no use for was meant to be used.
-void refuse_unused(const char* call, const char* name, const metal_sdpa_buffer* buffer,
-                   bool is_used, const char* field) {
-  if (buffer == nullptr || is_used) return;
-  fail_argument(call, ": ", name, ": is given, but the problem's ", field);
-}
-
-SdpaOperands sdpa_operands(const char* call, const metal_sdpa_operands& given,
-                           const SdpaProblem& problem) {
-  refuse_unused(call, "lse", given.lse, problem.return_lse, "return_lse is 0");
-  refuse_unused(call, "mask", given.mask, problem.mask.has_value(), "mask is NULL");
-  refuse_unused(call, "sinks", given.sinks, problem.sinks.has_value(), "sinks is NULL");
-  refuse_unused(call, "alibi_slopes", given.alibi_slopes, problem.alibi_slopes.has_value(),
-                "alibi_slopes is NULL");
-  refuse_unused(call, "block_table", given.block_table, problem.pages.has_value(), "pages is NULL");
-  return {operand_of(given.q),          operand_of(given.k),
-          operand_of(given.v),          operand_of(given.out),
-          operand_of(given.lse),        operand_of(given.mask),
-          operand_of(given.sinks),      operand_of(given.alibi_slopes),
-          operand_of(given.block_table)};
+SdpaProblem sdpa_problem(const char* call, const metal_sdpa_problem& given) {
+  SdpaProblem problem;
+  problem.dtype = dtype_of(call, "dtype", given.dtype);
+  problem.out_f32 = given.out_f32 != 0;
+  problem.return_lse = given.return_lse != 0;
+  if (given.kernel != nullptr) problem.kernel = given.kernel;
+  set_extents(call, given, problem);
+  set_visibility(given, problem);
+  set_scores(call, given, problem);
+  set_pages(call, given, problem);
+  set_query_rows(call, given, problem);
+  set_key_rows(call, given, problem);
+  problem.q = layout_of(given.q);
+  problem.k = layout_of(given.k);
+  problem.v = layout_of(given.v);
+  problem.out = layout_of(given.out);
+  return problem;
 }
 
 }  // namespace
@@ -117,32 +114,42 @@ void set_defaults(metal_sdpa_page_table& table) {
   table.entry_stride = 1;
 }
 
-SdpaProblem sdpa_problem(const char* call, const metal_sdpa_problem& given) {
-  SdpaProblem problem;
-  problem.dtype = dtype_of(call, "dtype", given.dtype);
-  problem.out_f32 = given.out_f32 != 0;
-  problem.return_lse = given.return_lse != 0;
-  if (given.kernel != nullptr) problem.kernel = given.kernel;
-  set_extents(call, given, problem);
-  set_visibility(given, problem);
-  set_scores(call, given, problem);
-  set_pages(call, given, problem);
-  set_query_rows(call, given, problem);
-  set_key_rows(call, given, problem);
-  problem.q = layout_of(given.q);
-  problem.k = layout_of(given.k);
-  problem.v = layout_of(given.v);
-  problem.out = layout_of(given.out);
-  return problem;
+SdpaProblem read_problem(const char* call, const metal_sdpa_problem* problem) {
+  return sdpa_problem(call, read_struct(call, "problem", problem));
+}
+
+void refuse_unused(const char* call, const char* name, const metal_sdpa_buffer* buffer,
+                   bool is_used, const char* field) {
+  if (buffer == nullptr || is_used) return;
+  fail_argument(call, ": ", name, ": is given, but the problem's ", field);
+}
+
+OptionalOperands optional_operands(const SdpaProblem& problem) {
+  return {problem.return_lse, problem.mask.has_value(), problem.sinks.has_value(),
+          problem.alibi_slopes.has_value(), problem.pages.has_value()};
+}
+
+SdpaOperands read_operands(const char* call, const metal_sdpa_operands* operands,
+                           const OptionalOperands& used) {
+  const metal_sdpa_operands given = read_struct(call, "operands", operands);
+  refuse_unused(call, "lse", given.lse, used.lse, "return_lse is 0");
+  refuse_unused(call, "mask", given.mask, used.mask, "mask is NULL");
+  refuse_unused(call, "sinks", given.sinks, used.sinks, "sinks is NULL");
+  refuse_unused(call, "alibi_slopes", given.alibi_slopes, used.alibi_slopes,
+                "alibi_slopes is NULL");
+  refuse_unused(call, "block_table", given.block_table, used.block_table, "pages is NULL");
+  return {operand_of(given.q),          operand_of(given.k),
+          operand_of(given.v),          operand_of(given.out),
+          operand_of(given.lse),        operand_of(given.mask),
+          operand_of(given.sinks),      operand_of(given.alibi_slopes),
+          operand_of(given.block_table)};
 }
 
 Given<SdpaProblem, SdpaOperands> read_sdpa(const char* call, const metal_sdpa_problem* problem,
                                            const metal_sdpa_operands* operands) {
-  const metal_sdpa_problem given = read_struct(call, "problem", problem);
-  const metal_sdpa_operands memory = read_struct(call, "operands", operands);
-  SdpaProblem read = sdpa_problem(call, given);
-  SdpaOperands read_operands = sdpa_operands(call, memory, read);
-  return {std::move(read), std::move(read_operands)};
+  SdpaProblem read = read_problem(call, problem);
+  SdpaOperands memory = read_operands(call, operands, optional_operands(read));
+  return {std::move(read), std::move(memory)};
 }
 
 }  // namespace metal_sdpa::capi

@@ -11,6 +11,7 @@ STATUS = "csrc/capi/status.cpp"
 SDPA = "csrc/capi/sdpa.cpp"
 PACKED = "csrc/capi/packed.cpp"
 MERGE = "csrc/capi/merge_states.cpp"
+PREPARED = "csrc/capi/prepared.cpp"
 
 BITS = "c_api_test"
 ERRORS = "c_api_errors_test"
@@ -22,6 +23,7 @@ CU_SEQLENS = "packed rows by cu_seqlens, and by first rows and lengths"
 MERGED = "merges give the bits of the C++ call"
 UNUSED = "memory that is missing, read-only, too short or without a use is refused"
 MESSAGES = "each thread has a message of its own, which success leaves"
+SCHEDULES = "bad schedules, runs and updates are refused"
 DEVICES = "devices: kinds, options, facts, features, threads"
 
 CAPI_MUTANTS = (
@@ -70,7 +72,7 @@ CAPI_MUTANTS = (
         "C: a read-only buffer is none",
         BUFFER,
         "read_only != 0, std::move(owner)",
-        "false, std::move(owner)",
+        "read_only > 1, std::move(owner)",
         ERRORS,
         RELEASED,
     ),
@@ -109,7 +111,7 @@ CAPI_MUTANTS = (
     mutant(
         "C: a mask without a layout is passed over",
         SDPA,
-        'refuse_unused(call, "mask", given.mask, problem.mask.has_value(), "mask is NULL");',
+        'refuse_unused(call, "mask", given.mask, used.mask, "mask is NULL");',
         "",
         ERRORS,
         UNUSED,
@@ -118,7 +120,7 @@ CAPI_MUTANTS = (
         "C: lengths of packed rows are their ranges",
         PACKED,
         "if (!given) lengths[b] = range;",
-        "lengths[b] = range;",
+        "if (!given || lengths[b] > 0) lengths[b] = range;",
         BITS,
         SOME_ROWS,
     ),
@@ -137,5 +139,13 @@ CAPI_MUTANTS = (
         'dtype_of(call, "out_dtype", given.dtype)',
         BITS,
         MERGED,
+    ),
+    mutant(
+        "C: an update passes over other extents",
+        PREPARED,
+        "if (same) return;",
+        "if (same || !call) return; return;",
+        "c_api_prepared_test",
+        SCHEDULES,
     ),
 )

@@ -474,6 +474,46 @@ METAL_SDPA_API metal_sdpa_status metal_sdpa_merge_states(const metal_sdpa_device
                                                          const metal_sdpa_merge_problem* problem,
                                                          const metal_sdpa_merge_operands* operands);
 
+// --- one schedule for many layers ----------------------------------------------------------------
+
+/// A problem that is checked and planned once and run on the memory of many layers; the bits are
+/// those of metal_sdpa_sdpa. Safe from any thread; a run that is under way keeps the schedule that
+/// it began with.
+typedef struct metal_sdpa_prepared metal_sdpa_prepared;
+
+/// `block_table`: of a problem with pages, checked now and read by every run that gives none; NULL:
+/// each run gives its own.
+METAL_SDPA_API metal_sdpa_status metal_sdpa_prepare(const metal_sdpa_device* device,
+                                                    const metal_sdpa_problem* problem,
+                                                    const metal_sdpa_buffer* block_table,
+                                                    metal_sdpa_prepared** prepared);
+
+/// Runs on these operands and waits. `scratch`: memory of any contents and dtype, at least
+/// scratch_bytes, which no other work may use meanwhile; NULL: the device's own.
+METAL_SDPA_API metal_sdpa_status metal_sdpa_prepared_run(const metal_sdpa_prepared* prepared,
+                                                         const metal_sdpa_operands* operands,
+                                                         const metal_sdpa_buffer* scratch);
+
+/// Plans anew for the lengths, starts and windows of `problem` (causal, window_left to key_stride),
+/// at most the kv_capacity that was prepared. Extents, packed rows and pages have to be those that
+/// were prepared; layouts, scores and dtypes are not looked at. A table that is given takes the
+/// place of the one before. Nothing changes where the call fails.
+METAL_SDPA_API metal_sdpa_status metal_sdpa_prepared_update(metal_sdpa_prepared* prepared,
+                                                            const metal_sdpa_problem* problem,
+                                                            const metal_sdpa_buffer* block_table);
+
+typedef struct metal_sdpa_prepared_info {
+  size_t struct_size;
+  uint64_t scratch_bytes;  ///< enough for run and encode, whatever update brings; 0: none is wanted
+} metal_sdpa_prepared_info;
+
+/// Fills `info`.
+METAL_SDPA_API metal_sdpa_status metal_sdpa_prepared_describe(const metal_sdpa_prepared* prepared,
+                                                              metal_sdpa_prepared_info* info,
+                                                              size_t struct_size);
+
+METAL_SDPA_API void metal_sdpa_prepared_release(metal_sdpa_prepared* prepared);
+
 // --- many calls at once --------------------------------------------------------------------------
 
 /// Records calls and hands them to the device in one go; barriers are placed where calls touch the
@@ -485,11 +525,15 @@ typedef struct metal_sdpa_encoder metal_sdpa_encoder;
 METAL_SDPA_API metal_sdpa_status metal_sdpa_encoder_open(const metal_sdpa_device* device,
                                                          metal_sdpa_encoder** encoder);
 
-/// What metal_sdpa_sdpa, metal_sdpa_write_kv and metal_sdpa_merge_states check and do, recorded.
+/// What metal_sdpa_sdpa, _prepared_run, _write_kv and _merge_states check and do, recorded.
 /// Nothing is recorded where one fails, and what was recorded before stays.
 METAL_SDPA_API metal_sdpa_status metal_sdpa_encode_sdpa(metal_sdpa_encoder* encoder,
                                                         const metal_sdpa_problem* problem,
                                                         const metal_sdpa_operands* operands);
+METAL_SDPA_API metal_sdpa_status metal_sdpa_encode_prepared(metal_sdpa_encoder* encoder,
+                                                            const metal_sdpa_prepared* prepared,
+                                                            const metal_sdpa_operands* operands,
+                                                            const metal_sdpa_buffer* scratch);
 METAL_SDPA_API metal_sdpa_status
 metal_sdpa_encode_write_kv(metal_sdpa_encoder* encoder, const metal_sdpa_write_kv_problem* problem,
                            const metal_sdpa_write_kv_operands* operands);
