@@ -59,6 +59,17 @@ TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of th
   }
 }
 
+TEST_CASE("an f32 output of bf16 takes no instruction set that rounds weights to bf16") {
+  for (const std::string& isa : isas()) {
+    SdpaProblem p = prefill_problem(DType::bf16, 4, 64, 64, 64, 64);
+    p.out_f32 = true;
+    const std::string kernel = plan_sdpa(device_of(isa), p).steps.front().kernel;
+    const bool has_pairs = isa.find("amx") != isa.npos || isa.find("_bf16") != isa.npos;
+    const std::string wanted = isa.rfind("neon", 0) == 0 ? "neon" : "avx512";
+    CHECK(kernel == "sdpa_prefill_bf16." + (has_pairs ? wanted : isa));
+  }
+}
+
 TEST_CASE("bits do not depend on how rows and spans are dealt out to items") {
   struct Shape {
     std::int64_t batch, kv_heads, group, rows, keys, q_start, head_dim, value_dim;
