@@ -141,10 +141,10 @@ CAPI_MUTANTS = (
         MERGED,
     ),
     mutant(
-        "C: an update passes over other extents",
+        "C: an update passes over another number of rows",
         PREPARED,
-        "if (same) return;",
-        "if (same || !call) return; return;",
+        "given.seq_len == prepared.seq_len &&",
+        "",
         "c_api_prepared_test",
         SCHEDULES,
     ),
