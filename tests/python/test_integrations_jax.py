@@ -358,9 +358,10 @@ def test_scan_and_dtypes(way: str) -> None:
 
         @jax.jit
         def run(q: Any, k: Any, v: Any) -> Any:
-            return jax.lax.scan(
-                lambda q, n: (sdpa(q, k, v, kv_lengths=n),) * 2, q, jnp.arange(1, 9)
-            )
+            def step(q: Any, length: Any) -> Any:
+                return (sdpa(q, k, v, kv_lengths=length),) * 2
+
+            return jax.lax.scan(step, q, jnp.arange(1, 9))
 
         _, steps = run(q, k, v)
         for n, got in zip(range(1, 9), steps, strict=True):
@@ -369,7 +370,7 @@ def test_scan_and_dtypes(way: str) -> None:
 
 
 def test_from_several_threads(way: str) -> None:
-    """Large arrays and computations that wait for each other: callbacks into JAX would not return."""
+    """Large arrays, and computations that wait for each other."""
     import jax
 
     from metal_sdpa.integrations.jax import sdpa
@@ -427,6 +428,87 @@ def test_a_gradient_beside_attention_is_not_refused() -> None:
     assert same_bits(np.asarray(gradient), np.asarray(fixed))
     stopped = jax.grad(lambda w: (w * sdpa(*[jax.lax.stop_gradient(w)] * 3)).sum())(q)
     assert same_bits(np.asarray(stopped), np.asarray(fixed))
+
+
+# --- its place in JAX ----------------------------------------------------------------------------
+
+
+def test_jaxs_own_name_comes_here_while_enabled() -> None:
+    import jax
+
+    from metal_sdpa.integrations import jax as ours
+
+    own = jax.nn.dot_product_attention
+    q, k, v = normal(14, (B, T, N, H), (B, S, K, H), (B, S, K, H))
+    hidden = np.zeros((1, 1, 1, S), bool)  # rows that see nothing are 0 only here
+
+    def is_ours(**options: Any) -> bool:
+        out = jax.nn.dot_product_attention(q, k, v, None, hidden, **options)
+        return not np.asarray(out).any()
+
+    ours.reset_stats()
+    assert not is_ours()
+    assert not ours.is_enabled()
+    ours.enable()
+    with ours.enabled():
+        assert is_ours()
+        assert is_ours(implementation="xla", scale=0.5)
+    assert is_ours()
+    assert ours.is_enabled()
+    assert ours.stats() == ours.Stats(taken=3)
+    ours.disable()
+    ours.disable()
+    assert not is_ours()
+    assert jax.nn.dot_product_attention is own
+
+
+def test_what_jax_keeps_while_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from metal_sdpa.integrations import jax as ours
+
+    q, k, v = normal(15, (B, T, N, H), (B, S, K, H), (B, S, K, H))
+    wanted = jax.nn.dot_product_attention(q, k, v, scale=0.5)
+    ours.reset_stats()
+    with ours.enabled():
+        with jax.enable_x64(True):
+            doubles = [jax.numpy.asarray(x, np.float64) for x in (q, k, v)]
+            out = jax.nn.dot_product_attention(*doubles, scale=0.5)
+            assert out.dtype == np.float64
+            np.testing.assert_allclose(out, wanted, rtol=2e-5, atol=2e-5)
+        traced = jax.jit(lambda s: jax.nn.dot_product_attention(q, k, v, scale=s))(0.5)
+        np.testing.assert_allclose(traced, wanted, rtol=2e-5, atol=2e-5)
+        large = jax.numpy.ones((1, 2, 1, 1032))
+        np.testing.assert_allclose(jax.nn.dot_product_attention(large, large, large), large)
+        with pytest.raises(Exception, match=r"(?i)cudnn|cuda|gpu"):
+            jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        np.testing.assert_allclose(
+            jax.nn.dot_product_attention(q, k, v, scale=0.5), wanted, rtol=2e-5, atol=2e-5
+        )
+        monkeypatch.undo()
+        with pytest.raises(metal_sdpa.Unsupported, match="has no gradient"):
+            jax.grad(lambda q: jax.nn.dot_product_attention(q, k, v).sum())(q)
+    reasons = ("dtype float64", "a traced scale", "a head of 1032", "implementation='cudnn'")
+    assert set(ours.stats().fell_back) == {*reasons, "platform gpu"}
+    assert ours.stats().last_reason == "platform gpu"
+
+
+def test_fallbacks_of_many_reasons_are_counted_together() -> None:
+    import types
+
+    from metal_sdpa.integrations._route import Route
+
+    module = types.SimpleNamespace(name=lambda x: x)
+    route = Route(module, "name", lambda x: route.fall_back(f"reason {x}", x))
+    with route.enabled():
+        assert [module.name(i) for i in range(70)] == list(range(70))
+        module.name(3)
+    stats = route.stats()
+    assert len(stats.fell_back) == 65
+    assert stats.fell_back["other reasons"] == 6
+    assert stats.fell_back["reason 3"] == 2
+    assert stats.last_reason == "reason 3"
 
 
 # --- errors --------------------------------------------------------------------------------------

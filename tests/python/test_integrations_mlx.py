@@ -290,12 +290,12 @@ def test_a_gradient_beside_attention_is_not_refused() -> None:
 def test_compile_and_vmap_fall_back_to_mlx() -> None:
     import mlx.core as mx
 
-    from metal_sdpa.integrations.mlx import fallbacks
+    from metal_sdpa.integrations.mlx import stats
 
     q, k, v = qkv(12)
     wanted = to_numpy(ours(q, k, v, scale=0.25, mask="causal"))
     reason = "mx.compile or mx.vmap traces an array"
-    before = fallbacks().get(reason, 0)
+    before = stats().fell_back.get(reason, 0)
 
     def attend(q: Any, k: Any, v: Any) -> Any:
         return ours(q, k, v, scale=0.25, mask="causal")
@@ -310,15 +310,16 @@ def test_compile_and_vmap_fall_back_to_mlx() -> None:
         np.testing.assert_allclose(to_numpy(got), wanted, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(to_numpy(in_compiled), to_numpy(own), rtol=2e-5, atol=2e-5)
     assert to_numpy(own).any()
-    assert fallbacks()[reason] == before + 3
+    assert stats().fell_back[reason] == before + 3
+    assert stats().last_reason == reason
 
 
 def test_other_dtypes_and_large_heads_fall_back_to_mlx() -> None:
     import mlx.core as mx
 
-    from metal_sdpa.integrations.mlx import fallbacks
+    from metal_sdpa.integrations.mlx import stats
 
-    before = fallbacks()
+    before = stats().fell_back
     arrays = [x.astype(mx.float64, stream=mx.cpu) for x in qkv(13)]
     with mx.stream(mx.cpu):
         got = ours(*arrays, scale=0.25)
@@ -328,7 +329,7 @@ def test_other_dtypes_and_large_heads_fall_back_to_mlx() -> None:
         got = ours(*large, scale=0.03)
     reference = oracle(*large, scale=0.03).out
     np.testing.assert_allclose(to_numpy(got), reference, rtol=1e-4, atol=1e-4)
-    new = {reason for reason, n in fallbacks().items() if n > before.get(reason, 0)}
+    new = {reason for reason, n in stats().fell_back.items() if n > before.get(reason, 0)}
     assert new == {"dtype mlx.core.float64", "a head of 1032"}
 
 

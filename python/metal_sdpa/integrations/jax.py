@@ -27,7 +27,7 @@ import numpy as np
 import metal_sdpa
 from metal_sdpa import InvalidArgument, InvalidType, Unsupported
 from metal_sdpa.integrations import _xla_ffi
-from metal_sdpa.integrations._route import Route
+from metal_sdpa.integrations._route import Route, Stats
 
 Array: TypeAlias = jax.Array
 NumpyArray: TypeAlias = np.ndarray[Any, Any]
@@ -236,18 +236,32 @@ def enabled() -> AbstractContextManager[None]:
     return _route.enabled()
 
 
-def fallbacks() -> dict[str, int]:
-    """Why and how often JAX's own function was traced while this was enabled: another dtype than
-    float32, float16 and bfloat16, another platform than the CPU, a scale that is traced, too large
-    a head, and implementation="cudnn".
+def is_enabled() -> bool:
+    """Whether calls come here at the moment."""
+    return _route.is_on()
+
+
+def stats() -> Stats:
+    """How many calls ran here, how many in JAX's own function and why.
+
+    Calls under jit count once, as they are traced. JAX's own function takes other dtypes than
+    float32, float16 and bfloat16, other platforms than the CPU, a scale that is traced, heads that
+    are too large, and implementation="cudnn".
     """
-    return dict(_route.fallbacks)
+    return _route.stats()
+
+
+def reset_stats() -> None:
+    """Counts from 0 again."""
+    _route.reset_stats()
 
 
 def _routed(query: Any, key: Any, value: Any, *masks: Any, **options: Any) -> Any:
     reason = _reason_for_jax((query, key, value), options)
     if reason is None:
-        return dot_product_attention(query, key, value, *masks, **options)
+        out = dot_product_attention(query, key, value, *masks, **options)
+        _route.take()
+        return out
     return _route.fall_back(reason, query, key, value, *masks, **options)
 
 

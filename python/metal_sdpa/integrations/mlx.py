@@ -18,7 +18,7 @@ import mlx.core as mx
 
 import metal_sdpa
 from metal_sdpa import InvalidArgument, InvalidType, Unsupported
-from metal_sdpa.integrations._route import Route
+from metal_sdpa.integrations._route import Route, Stats
 
 Array: TypeAlias = Any  # mx.array
 
@@ -52,7 +52,7 @@ def scaled_dot_product_attention(
     Arrays are used where they stand, slices of a cache too; only those whose last dimension is not
     contiguous are copied. A row that sees no key is 0; MLX on the CPU gives the mean of values.
 
-    MLX's own function does the work, and `fallbacks()` says so, where mx.compile or mx.vmap traces
+    MLX's own function does the work, and `stats()` says so, where mx.compile or mx.vmap traces
     an array, where a dtype is not float32, float16 or bfloat16, and where D or Dv is too large.
 
     Errors: Unsupported where a gradient or a tangent is asked for (mx.grad, mx.vjp, mx.jvp);
@@ -72,7 +72,9 @@ def scaled_dot_product_attention(
             names.append("sinks")
             arrays.append(sinks if sinks.dtype in (mx.float32, dtype) else sinks.astype(dtype))
         if _evaluated(arrays):
-            return _attend(arrays, names, float(scale), causal)
+            out = _attend(arrays, names, float(scale), causal)
+            _route.take()
+            return out
         reason = "mx.compile or mx.vmap traces an array"
     options = {"force_fused": True} if force_fused else {}
     return _route.fall_back(
@@ -99,9 +101,19 @@ def enabled() -> AbstractContextManager[None]:
     return _route.enabled()
 
 
-def fallbacks() -> dict[str, int]:
-    """Why and how often MLX's own function has done the work, in this process."""
-    return dict(_route.fallbacks)
+def is_enabled() -> bool:
+    """Whether calls come here at the moment."""
+    return _route.is_on()
+
+
+def stats() -> Stats:
+    """How many calls ran here, how many in MLX and why, since the start or `reset_stats()`."""
+    return _route.stats()
+
+
+def reset_stats() -> None:
+    """Counts from 0 again."""
+    _route.reset_stats()
 
 
 _route = Route(mx.fast, _CALL, scaled_dot_product_attention)
