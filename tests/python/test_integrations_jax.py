@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -392,6 +393,35 @@ def test_from_several_threads(way: str) -> None:
         thread.join(120)
         assert not thread.is_alive()
     assert not wrong
+
+
+DEVICES = """
+import importlib
+import jax, numpy as np
+import metal_sdpa
+from metal_sdpa.integrations import jax as ours
+
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+q = np.random.default_rng(0).standard_normal((4, 2, 3, 8)).astype(np.float32)
+wanted = metal_sdpa.sdpa(q, q, q)
+
+def attend(q):
+    return ours.sdpa(q, q, q)
+
+spec = jax.sharding.PartitionSpec("x")
+mapped = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec))(q)
+assert len(mapped.sharding.device_set) == 2
+np.testing.assert_array_equal(mapped, wanted)
+sharded = jax.device_put(q, jax.sharding.NamedSharding(mesh, spec))
+np.testing.assert_array_equal(jax.jit(attend)(sharded), wanted)
+importlib.reload(ours)
+np.testing.assert_array_equal(attend(q), wanted)
+"""
+
+
+def test_several_devices_and_a_module_that_is_reloaded() -> None:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", DEVICES], check=True, env=os.environ | flags)
 
 
 def test_gradients_are_refused_and_never_zeros(way: str) -> None:

@@ -207,6 +207,7 @@ def test_errors() -> None:
     cases: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
         (metal_sdpa.InvalidArgument, "mask: 'full', takes", (q, k, v), {"mask": "full"}),
         (metal_sdpa.InvalidType, "mask: a ndarray, takes", (q, k, v), {"mask": np.ones((L, S))}),
+        (metal_sdpa.InvalidType, "sinks: a ndarray, takes", (q, k, v), {"sinks": np.ones(Hq)}),
         (metal_sdpa.InvalidType, "k: a ndarray, takes", (q, to_numpy(k), v), {}),
         (metal_sdpa.InvalidArgument, r"q: shape \(4, 5, 16\), takes", (q[0], k, v), {}),
         (metal_sdpa.InvalidArgument, "mask", (q, k, v), {"mask": mx.zeros((L, S + 1))}),

@@ -137,11 +137,14 @@ class _Frame(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
 
-_targets: list[Any] = []  # XLA keeps addresses of them until the process ends
+# By name. XLA keeps the address of a handler for good, and takes no other for its name.
+_handlers: dict[str, Any] = {}
+_functions: dict[str, Function] = {}
 
 
 def register(name: str, function: Function) -> bool:
-    """Makes `function` what `jax.ffi.ffi_call(name, ...)(*arrays, call=text)` runs on the CPU.
+    """Makes `function` what `jax.ffi.ffi_call(name, ...)(*arrays, call=text)` runs on the CPU, in
+    place of an earlier one of that name.
 
     Whether it could: not where jaxlib's interface has a version that is not known here. An
     exception of `function` becomes the computation's error (jax.errors.JaxRuntimeError).
@@ -149,9 +152,11 @@ def register(name: str, function: Function) -> bool:
     version = interface_version()
     if version not in KNOWN_VERSIONS:
         return False
-    handler = _Handler(lambda frame: _handle(frame.contents, version, function))
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-    _targets.append(handler)
+    _functions[name] = function
+    if name not in _handlers:
+        handler = _Handler(lambda frame: _handle(frame.contents, version, _functions[name]))
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+        _handlers[name] = handler
     return True
 
 

@@ -69,6 +69,7 @@ def scaled_dot_product_attention(
             known = added.dtype in (*_FLOATS, mx.bool_)
             arrays.append(added if known else added.astype(mx.float32))
         if sinks is not None:
+            _require_array("sinks", sinks)
             names.append("sinks")
             arrays.append(sinks if sinks.dtype in (mx.float32, dtype) else sinks.astype(dtype))
         if _evaluated(arrays):
@@ -124,15 +125,19 @@ def _causal_and_mask(mask: Array | str | None) -> tuple[bool, Array | None]:
         if mask in ("", "causal"):
             return mask == "causal", None
         raise InvalidArgument(f'{_CALL}: mask: {mask!r}, takes an array, None or "causal"')
-    if mask is not None and not isinstance(mask, mx.array):
-        raise InvalidType(f"{_CALL}: mask: a {type(mask).__name__}, takes an mx.array")
+    if mask is not None:
+        _require_array("mask", mask)
     return False, mask
+
+
+def _require_array(name: str, x: object) -> None:
+    if not isinstance(x, mx.array):
+        raise InvalidType(f"{_CALL}: {name}: a {type(x).__name__}, takes an mx.array")
 
 
 def _common_dtype(*arrays: Array) -> Any:
     for name, x in zip("qkv", arrays, strict=True):
-        if not isinstance(x, mx.array):
-            raise InvalidType(f"{_CALL}: {name}: a {type(x).__name__}, takes an mx.array")
+        _require_array(name, x)
         if x.ndim != 4:
             raise InvalidArgument(f"{_CALL}: {name}: shape {x.shape}, takes [B, H, L, D]")
     q, k, v = (x.dtype for x in arrays)
