@@ -346,7 +346,7 @@ def _attention(
         if x is not None:
             arrays[name] = _whole(name, jnp.asarray(x), batch, n_heads)
     call = json.dumps({"layout": layout, "names": list(arrays), "options": options})
-    return list(_traced(call, *arrays.values()))
+    return list(_traced(call, _NATIVE, *arrays.values()))
 
 
 def _whole(name: str, x: Array, batch: int, n_heads: int) -> Array:
@@ -367,18 +367,18 @@ def _whole(name: str, x: Array, batch: int, n_heads: int) -> Array:
 # --- under JAX's transformations -----------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _traced(call: str, *arrays: Array) -> Sequence[Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _traced(call: str, native: bool, *arrays: Array) -> Sequence[Array]:
     _refuse_what_shapes_tell(call, arrays)
-    outs: Sequence[Array] = _without_gradient(call, *arrays)
+    outs: Sequence[Array] = _without_gradient(call, native, *arrays)
     return outs
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _without_gradient(call: str, *arrays: Array) -> Sequence[Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _without_gradient(call: str, native: bool, *arrays: Array) -> Sequence[Array]:
     results = _results(call, [x.shape for x in arrays[:3]], arrays[0].dtype)
     outs: Sequence[Array]
-    if _NATIVE:
+    if native:
         outs = jax.ffi.ffi_call(_TARGET, results, vmap_method="expand_dims")(*arrays, call=call)
         return outs
     callback = functools.partial(_returned, call)
@@ -386,7 +386,7 @@ def _without_gradient(call: str, *arrays: Array) -> Sequence[Array]:
     return outs
 
 
-def _refuse_gradient(call: str, primals: Any, tangents: Any) -> Any:
+def _refuse_gradient(call: str, native: bool, primals: Any, tangents: Any) -> Any:
     raise Unsupported("sdpa: has no gradient: this is for inference")
 
 
