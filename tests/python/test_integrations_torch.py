@@ -1,4 +1,4 @@
-"""torch.testing's own samples of attention, through metal_sdpa.integrations.torch."""
+"""scaled_dot_product_attention with torch's meaning: torch.testing's own samples, and what else."""
 
 from __future__ import annotations
 
@@ -108,6 +108,9 @@ def test_torchs_meaning_of_arguments() -> None:
         ((q[0, 0], k[0, 0], v[0, 0]), {"is_causal": True}),
         ((q[None], full_k[None], full_v[None]), {"is_causal": True}),
         ((q.mT.contiguous().mT, full_k, full_v), {}),  # the last dimension is not contiguous
+        ((q, full_k.mT.contiguous().mT, full_v), {"is_causal": True}),
+        ((q, k[:, :1], v[:, :1]), {}),  # one head of keys for all
+        ((q, k[:, :1], v[:, :1]), {"enable_gqa": True, "is_causal": True}),
     ]
     for arguments, keywords in calls:
         close(ours(*arguments, **keywords), theirs(*arguments, **keywords), "float32")
@@ -137,6 +140,10 @@ def test_what_is_refused() -> None:
         ours(q, q, q, attn_mask=torch.ones(3, 3), is_causal=True)
     with pytest.raises(metal_sdpa.InvalidArgument, match="takes shapes that broadcast"):
         ours(q, torch.ones(1, 3, 3, 8), q)
+    with pytest.raises(metal_sdpa.InvalidArgument, match="takes shapes that broadcast"):
+        ours(torch.ones(1, 4, 3, 8), q, q)  # fewer heads, and no enable_gqa
+    with pytest.raises(metal_sdpa.Unsupported, match="dropout_p"):
+        ours(q, q, q, dropout_p=0.5)
     with pytest.raises(metal_sdpa.InvalidArgument, match=r"value: shape \(8,\), takes 2"):
         ours(q, q, torch.ones(8))
     with pytest.raises(metal_sdpa.Unsupported, match="q: requires gradients"):
