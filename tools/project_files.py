@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CPP_SUFFIXES = {".cpp", ".h", ".hpp", ".cuh", ".metal"}
+CPP_SUFFIXES = {".c", ".cpp", ".h", ".hpp", ".cuh", ".metal"}
 PYTHON_SUFFIXES = {".py", ".pyi"}
 
 # Other people's interfaces, laid out as they publish them.

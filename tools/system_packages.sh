@@ -51,6 +51,7 @@ check_test() {
 check_ci() {
   on_macos && return
   need g++-aarch64-linux-gnu "a C++ compiler for arm64 Linux" command -v aarch64-linux-gnu-g++
+  need rustc "a Rust compiler" command -v rustc
   need ccache "a cache of what was compiled" command -v ccache
   need qemu-user "qemu's user-mode emulation of arm64" command -v qemu-aarch64
 }

@@ -14,6 +14,12 @@ namespace metal_sdpa {
 /// Bytes that a packed tensor of `shape` takes; InvalidArgument where 64 bits do not hold it.
 METAL_SDPA_API std::size_t shape_byte_len(const Shape& shape, DType dtype, const char* call);
 
+/// The largest number where 64 bits do not hold the product: no memory reaches that far.
+inline std::int64_t saturated_product(std::int64_t a, std::int64_t b) {
+  std::int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 /// A tensor of a problem: its extents, its layout and the size of one element.
 struct TensorView {
   std::int64_t batch = 1;

@@ -233,11 +233,12 @@ MergeProblem with_used_strides(MergeProblem p) {
 
 void MergeProblem::set_packed_layouts() {
   const auto packed = [this](std::int64_t row) {
-    return TensorLayout{0, heads * rows * row, rows * row, row};
+    const std::int64_t head = saturated_product(rows, row);
+    return TensorLayout{0, saturated_product(heads, head), head, row};
   };
   const auto states = [this](const TensorLayout& one) {
-    return StatesLayout{0, batch * one.batch_stride, one.batch_stride, one.head_stride,
-                        one.row_stride};
+    return StatesLayout{0, saturated_product(batch, one.batch_stride), one.batch_stride,
+                        one.head_stride, one.row_stride};
   };
   out = packed(width);
   lse = packed(1);

@@ -1,16 +1,11 @@
 // SdpaProblem and SdpaParams: derived values.
+#include "core/layout.h"
 #include "core/text.h"
 #include "core/validation.h"
 #include "metal_sdpa/sdpa.h"
 
 namespace metal_sdpa {
 namespace {
-
-/// The largest number where 64 bits do not hold the product: no memory reaches that far.
-std::int64_t saturated_product(std::int64_t a, std::int64_t b) {
-  std::int64_t product = 0;
-  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
-}
 
 TensorLayout packed_layout(std::int64_t heads, std::int64_t rows, std::int64_t width) {
   TensorLayout layout;

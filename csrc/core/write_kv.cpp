@@ -202,9 +202,12 @@ DispatchRecord record_of(const KernelRegistry& registry, const WriteKvProblem& p
 }  // namespace
 
 void WriteKvProblem::set_packed_layouts() {
-  const auto new_rows = [this](std::int64_t width) { return TokenLayout{0, heads * width, width}; };
+  const auto new_rows = [this](std::int64_t width) {
+    return TokenLayout{0, saturated_product(heads, width), width};
+  };
   const auto pages = [this](std::int64_t width) {
-    return PageLayout{0, page_size * heads * width, heads * width, width};
+    const std::int64_t slot = saturated_product(heads, width);
+    return PageLayout{0, saturated_product(page_size, slot), slot, width};
   };
   k_new = new_rows(head_dim);
   v_new = new_rows(value_dim);

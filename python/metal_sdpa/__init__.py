@@ -45,7 +45,7 @@ from ._core import (
     shutdown,
     supported_features,
 )
-from ._paths import get_cmake_dir, get_include, get_library_dir
+from ._paths import get_cmake_dir, get_include, get_library, get_library_dir
 from ._states import merge_states
 from ._supports import Support, supports
 
@@ -85,6 +85,7 @@ __all__ = [
     "encode_sdpa",
     "get_cmake_dir",
     "get_include",
+    "get_library",
     "get_library_dir",
     "get_num_threads",
     "merge_states",

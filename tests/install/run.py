@@ -1,11 +1,14 @@
-"""Uses the installed wheel as its three kinds of user do, from an empty directory.
+"""Uses the installed wheel as its kinds of user do, from an empty directory.
 
 1. Every ```python block of README.md runs as a program of its own.
 2. The README's ```cmake and ```cpp blocks are a C++ project that finds the package with
    find_package; it must print what the comment in it says.
 3. So is this directory, with consumer.cpp.
-4. The library, the package and the CMake package agree on the version.
-5. The shared libraries export names of their own and no others.
+4. consumer.c is a C11 program linked with the library by hand, the quickstart of docs/engines/c.md
+   one that is built as it says there, and examples/c a project in C that finds the package.
+   consumer.rs is a Rust program, built where there is a rustc.
+5. The library, the package and the CMake package agree on the version.
+6. The shared libraries export names of their own and no others.
 
 Run with the interpreter that has the wheel; cmake must be on the path.
 """
@@ -14,21 +17,24 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parent.parent / "README.md"
+ROOT = HERE.parent.parent
+README = ROOT / "README.md"
+C_PAGE = ROOT / "docs" / "engines" / "c.md"
 
-# In the README's ```cpp block: `std::printf(...);  // prints TEXT`.
+# In ```cpp and ```c blocks: `std::printf(...);  // prints TEXT`.
 PRINTS = re.compile(r"// prints (.+)$", re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of README.md in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: Path = README) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def run(command: list[str | Path], cwd: Path) -> str:
@@ -69,9 +75,64 @@ def check_consumer(directory: Path) -> None:
     print(run([build / "consumer"], directory).strip())
 
 
+def check_c_consumer(directory: Path) -> None:
+    """A C compiler alone, as pedantic as they come."""
+    program = directory / "c_consumer"
+    strict = ["-std=c11", "-pedantic", "-Wall", "-Wextra", "-Werror", "-Wstrict-prototypes"]
+    library = ask_package("--library", directory)
+    run(
+        [
+            os.environ.get("CC", "cc"),
+            *strict,
+            f"-I{ask_package('--includedir', directory)}",
+            HERE / "consumer.c",
+            library,
+            f"-Wl,-rpath,{Path(library).parent}",
+            "-lm",
+            "-o",
+            program,
+        ],
+        directory,
+    )
+    print(run([program], directory).strip())
+
+
+def check_c_quickstart(directory: Path) -> None:
+    """docs/engines/c.md, its command line included."""
+    (source,), (commands,) = blocks("c", C_PAGE), blocks("sh", C_PAGE)
+    (expected,) = PRINTS.findall(source)
+    (directory / "quickstart.c").write_text(source)
+    # `python` in it is the interpreter that has the wheel.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = run(["env", f"PATH={path}", "sh", "-ec", commands], directory)
+    assert printed.strip() == expected, f"{C_PAGE.name}: the quickstart printed {printed!r}"
+    print(f"docs/engines/c.md: the quickstart printed {expected}")
+
+
+def check_c_example(directory: Path) -> None:
+    build = build_consumer(ROOT / "examples" / "c", directory / "c_example_build")
+    print(run([build / "decode", "cpu"], directory).strip())
+
+
+def check_rust_consumer(directory: Path) -> None:
+    if shutil.which("rustc") is None:
+        print("Rust consumer: NOT RUN, there is no rustc")
+        return
+    library = ask_package("--library", directory)
+    program = directory / "rust_consumer"
+    arguments = [f"link-arg={library}", f"link-arg=-Wl,-rpath,{Path(library).parent}"]
+    options = [part for argument in arguments for part in ("-C", argument)]
+    run(["rustc", "--edition", "2021", *options, "-o", program, HERE / "consumer.rs"], directory)
+    print(run([program], directory).strip())
+
+
+def ask_package(option: str, directory: Path) -> str:
+    return run([sys.executable, "-m", "metal_sdpa", option], directory).strip()
+
+
 def build_consumer(source: Path, build: Path) -> Path:
     """Configures as the README says and builds; returns the build folder."""
-    package = run([sys.executable, "-m", "metal_sdpa", "--cmakedir"], build.parent).strip()
+    package = ask_package("--cmakedir", build.parent)
     run(["cmake", "-S", source, "-B", build, f"-Dmetal_sdpa_ROOT={package}"], build.parent)
     run(["cmake", "--build", build], build.parent)
     return build
@@ -87,8 +148,7 @@ def check_versions(directory: Path) -> None:
         ],
         directory,
     ).split()
-    header = Path(run([sys.executable, "-m", "metal_sdpa", "--includedir"], directory).strip())
-    text = (header / "metal_sdpa" / "version.h").read_text()
+    text = (Path(ask_package("--includedir", directory)) / "metal_sdpa" / "version.h").read_text()
     versions += re.findall(r'#define METAL_SDPA_VERSION "(.+)"', text)
     assert versions == versions[:1] * 3, f"versions differ: {versions}"
     print(f"version {versions[0]} everywhere")
@@ -96,6 +156,8 @@ def check_versions(directory: Path) -> None:
 
 # Members of the namespace metal_sdpa, and what exceptions and virtual calls of its classes need.
 OURS = re.compile(r"_?_Z(N|NK|TIN|TSN|TVN)10metal_sdpa")
+# A function that metal_sdpa/c.h declares.
+C_FUNCTION = re.compile(r"\bmetal_sdpa_\w+(?=\()")
 # Exceptions are caught by it.
 ERROR_TYPE = "_ZTIN10metal_sdpa5ErrorE"
 
@@ -108,6 +170,11 @@ def exported(binary: Path, directory: Path) -> list[str]:
     return [name.removeprefix("_") if sys.platform == "darwin" else name for name in names]
 
 
+def c_functions(header: str) -> set[str]:
+    """What a header in C declares, its comments left out."""
+    return set(C_FUNCTION.findall(re.sub(r"//.*", "", header)))
+
+
 def check_symbols(directory: Path) -> None:
     """No template of the standard library, no unique symbol, nothing of metal-cpp or nanobind."""
     names = "import metal_sdpa._core as c, metal_sdpa; print(c.__file__)"
@@ -115,8 +182,12 @@ def check_symbols(directory: Path) -> None:
     assert exported(module, directory) == ["PyInit__core"], exported(module, directory)
     (library,) = [path for path in (module.parent / "lib").glob("*.[sd]*") if is_library(path)]
     symbols = exported(library, directory)
-    strangers = [name for name in symbols if not OURS.match(name)]
+    header = Path(ask_package("--includedir", directory)) / "metal_sdpa" / "c.h"
+    declared = c_functions(header.read_text())
+    strangers = [name for name in symbols if not OURS.match(name) and name not in declared]
     assert not strangers, f"{library.name} exports {len(strangers)} strangers: {strangers[:3]}"
+    missing = declared.difference(symbols)
+    assert not missing, f"{library.name} lacks functions of c.h: {sorted(missing)}"
     assert ERROR_TYPE in symbols, f"{library.name} keeps the type of its errors to itself"
     print(f"{library.name} exports {len(symbols)} symbols, all its own")
 
@@ -133,6 +204,10 @@ def main() -> None:
         check_python_blocks(directory)
         check_cpp_block(directory)
         check_consumer(directory)
+        check_c_consumer(directory)
+        check_c_quickstart(directory)
+        check_c_example(directory)
+        check_rust_consumer(directory)
 
 
 if __name__ == "__main__":

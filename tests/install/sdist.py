@@ -17,7 +17,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # What the wheel is made of, and what a person looks for; each folder whole.
-FOLDERS = ("bench", "cmake", "csrc", "examples", "python", "shaders", "tests", "tools")
+FOLDERS = (
+    "bench",
+    "cmake",
+    "csrc",
+    "docs/engines",
+    "examples",
+    "python",
+    "shaders",
+    "tests",
+    "tools",
+)
 FILES = (
     "CHANGELOG.md",
     "CMakeLists.txt",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 # Code moves within these.
 PARTS = (
+    "csrc/capi",
     "csrc/core",
     "csrc/cpu",
     "csrc/metal",

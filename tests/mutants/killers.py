@@ -81,6 +81,7 @@ _PYTHON_METAL = (
 )
 
 FOLDERS = {
+    "capi": Folder(("csrc/capi",), ((r"c_api\w*_test", "cpu"), (r"test_c_api\.py", "cpu"))),
     "core": Folder(
         ("csrc/core", "csrc/include"), (_CPP_CPU, _PYTHON_CPU, _CPP_METAL, _PYTHON_METAL)
     ),

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from binding_table import BINDING_MUTANTS
 from call_table import CALL_MUTANTS
+from capi_table import CAPI_MUTANTS
 from core_table import CORE_MUTANTS
 from cpu_table import CPU_MUTANTS
 from fault import FaultError, Mutant, plant, restore
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str]) -> int:
     wants_all = options.all or options.list or options.only
     table = (
         CORE_MUTANTS
+        + CAPI_MUTANTS
         + METAL_MUTANTS
         + QUEUE_MUTANTS
         + HOST_MUTANTS
