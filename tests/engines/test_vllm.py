@@ -204,7 +204,8 @@ def test_the_installed_plugin_in_a_server_of_several_processes(models: dict[str,
         "              max_model_len=256, num_gpu_blocks_override=64)\n"
         f"    params = SamplingParams(max_tokens={NEW_TOKENS}, temperature=0, ignore_eos=True,\n"
         "                            detokenize=False)\n"
-        "    out = llm.generate([{'prompt_token_ids': p} for p in prompts], params, use_tqdm=False)\n"
+        "    requests = [{'prompt_token_ids': p} for p in prompts]\n"
+        "    out = llm.generate(requests, params, use_tqdm=False)\n"
         "    print('TOKENS', json.dumps([list(o.outputs[0].token_ids) for o in out]))\n"
     )
     script = models["llama"] / "serve.py"

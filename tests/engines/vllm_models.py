@@ -85,7 +85,7 @@ def _spread(name: str, weight: torch.Tensor, generator: torch.Generator) -> torc
     noise = torch.randn(weight.shape, generator=generator)
     if name.endswith(".sinks"):
         return noise + 1
-    if "norm" in name.lower() and weight.dim() == 1 and name.endswith("weight") or "ln_f.w" in name:
+    if name.endswith("weight") and weight.dim() == 1:  # of a norm
         base = 1.7 if "q_norm" in name or "k_norm" in name else 1.0
         # Gemma multiplies by 1 + weight.
         return torch.full_like(noise, base) + 0.1 * noise

@@ -28,8 +28,8 @@ _BINDINGS = {
 def follow_openmp() -> None:
     """Gives our threads the processors that vLLM bound OpenMP's to, as many as there are of those.
 
-    Once a process, on the thread that runs the model. Does nothing where that thread is not bound to
-    fewer. METAL_SDPA_NUM_THREADS stays what it is.
+    Once a process, on the thread that runs the model. Does nothing where that thread may use them
+    all anyway. METAL_SDPA_NUM_THREADS is left alone.
     """
     processors = bound_processors()
     if not hasattr(os, "sched_setaffinity") or len(processors) < 2:
