@@ -39,7 +39,8 @@ PAGE = 32
 
 # Of the largest value of a row of attention. Ours keeps sums in f32; bf16 rounds the weights too.
 MOST_ROUNDOFFS = {"float32": 64.0, "bfloat16": 4.0}
-# Of the logprobs of a model of two layers, against float64 attention in the same engine.
+# Of logprobs, against float64 attention in the same engine: logits are up to some 10, and what the
+# layers round differently adds up.
 LOGPROB_TOLERANCE = {"float32": 2e-5, "bfloat16": 0.15}
 
 
@@ -165,8 +166,9 @@ def test_32_requests_at_once_with_a_common_beginning(engine: Any) -> None:
     again = generate(llm, "ours", prompts, reset=False)
     assert sum(output.num_cached_tokens for output in again) >= 30 * 2 * PAGE
     stock = generate(llm, "stock", prompts)
-    require_like(again, ours, LOGPROB_TOLERANCE[dtype])
-    require_like(ours, stock, LOGPROB_TOLERANCE[dtype])
+    # Each of two is within the tolerance of float64.
+    require_like(again, ours, 2 * LOGPROB_TOLERANCE[dtype])
+    require_like(ours, stock, 2 * LOGPROB_TOLERANCE[dtype])
     if dtype == "float32":
         assert tokens_of(again) == tokens_of(ours) == tokens_of(stock)
 
@@ -174,7 +176,14 @@ def test_32_requests_at_once_with_a_common_beginning(engine: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embeddings_of_an_encoder(models: dict[str, Path], dtype: str) -> None:
     vllm_switch.install()
-    llm = make_engine(models["bert"], dtype, runner="pooling", max_num_batched_tokens=256)
+    llm = make_engine(
+        models["bert"],
+        dtype,
+        runner="pooling",
+        skip_tokenizer_init=False,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=256,
+    )
     prompts = [{"prompt_token_ids": prompt} for prompt in prompts_of(8, seed=3)]
     found = {}
     for mode in ("ours", "stock", "float64"):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
@@ -35,6 +36,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2Config",
         {
             "intermediate_size": 96,
+            "tie_word_embeddings": True,
             "sliding_window": WINDOW,
             "attn_logit_softcapping": 3.0,
             "final_logit_softcapping": 20.0,
@@ -57,7 +59,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": WINDOW,
             "layer_types": LAYER_TYPES,
             "num_local_experts": 4,
-            "num_experts_per_tok": 2,
+            # All of them: a close choice between two would be decided by roundoff.
+            "num_experts_per_tok": 4,
             "intermediate_size": 64,
         },
     ),
@@ -94,14 +97,23 @@ def _spread(name: str, weight: torch.Tensor, generator: torch.Generator) -> torc
     scored = ("q_proj", "k_proj", "query", "key")
     gain = 1.7 if any(part in name for part in scored) else 1.0
     fan_in = weight.shape[-1] if weight.dim() == 2 else weight.shape[-2]
-    return noise * (1.0 if "embed" in name else gain / fan_in**0.5)
+    # Embeddings are the head's weights too in some: logits of a deviation of about 2.
+    return noise * (0.2 if "embed" in name else gain / fan_in**0.5)
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Words w0, w1, ... and nothing else."""
+    words = {f"w{i}": i for i in range(VOCAB)}
+    model = tokenizers.models.WordLevel(words, unk_token="w0")
+    tokenizer = tokenizers.Tokenizer(model)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0")
 
 
 def make(kind: str, where: Path) -> Path:
     """Writes config and weights of a model; the same for the same kind."""
     config_name, extra = CONFIGS[kind]
     with_own_names = kind in ("bloom", "bert")
-    config = getattr(transformers, config_name)(**({} if with_own_names else COMMON), **extra)
+    config = getattr(transformers, config_name)(**{**({} if with_own_names else COMMON), **extra})
     loader = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
     model = loader.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(5)
@@ -112,6 +124,8 @@ def make(kind: str, where: Path) -> Path:
                 weight.sub_(1.0 if "k_norm" not in name else 0.0)
     path = where / kind
     model.save_pretrained(path)
+    if kind == "bert":
+        _tokenizer().save_pretrained(path)  # vLLM's pooling wants one
     config_file = path / "config.json"
     stored = json.loads(config_file.read_text())
     stored.pop("quantization_config", None)
