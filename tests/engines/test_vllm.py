@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: vllm_models.make(kind, where) for kind in vllm_models.CONFIGS}
 
 
-def make_engine(path: Path, dtype: str, **options: Any) -> LLM:
+@contextlib.contextmanager
+def running(path: Path, dtype: str, **options: Any) -> Iterator[LLM]:
+    """An engine with the switch."""
+    vllm_switch.install()
     options = {
         "skip_tokenizer_init": True,
         "enforce_eager": True,
@@ -67,18 +72,20 @@ def make_engine(path: Path, dtype: str, **options: Any) -> LLM:
         "seed": 0,
         **options,
     }
-    return LLM(str(path), dtype=dtype, **options)
+    llm = LLM(str(path), dtype=dtype, **options)
+    try:
+        yield llm
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module", params=[(k, d) for d in DTYPES for k in KINDS], ids="-".join)
 def engine(request: pytest.FixtureRequest, models: dict[str, Path]) -> Any:
-    """(model, dtype, an engine with the switch)."""
+    """(dtype, an engine with the switch)."""
     kind, dtype = request.param
-    vllm_switch.install()
-    llm = make_engine(models[kind], dtype)
-    yield kind, dtype, llm
-    del llm
-    cleanup_dist_env_and_memory()
+    with running(models[kind], dtype) as llm:
+        yield dtype, llm
 
 
 def prompts_of(count: int, seed: int, shared: int = 0) -> list[list[int]]:
@@ -144,7 +151,7 @@ def require_like(outputs: list[Any], reference: list[Any], tolerance: float) -> 
 
 
 def test_tokens_are_those_of_vllm_and_logprobs_those_of_float64(engine: Any) -> None:
-    _, dtype, llm = engine
+    dtype, llm = engine
     prompts = prompts_of(8, seed=1)
     ours = generate(llm, "ours", prompts)
     require_ours_was_seen(dtype)
@@ -158,7 +165,7 @@ def test_tokens_are_those_of_vllm_and_logprobs_those_of_float64(engine: Any) -> 
 
 
 def test_32_requests_at_once_with_a_common_beginning(engine: Any) -> None:
-    _, dtype, llm = engine
+    dtype, llm = engine
     prompts = prompts_of(32, seed=2, shared=2 * PAGE + 3)
     ours = generate(llm, "ours", prompts)
     require_ours_was_seen(dtype)
@@ -175,30 +182,26 @@ def test_32_requests_at_once_with_a_common_beginning(engine: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embeddings_of_an_encoder(models: dict[str, Path], dtype: str) -> None:
-    vllm_switch.install()
-    llm = make_engine(
-        models["bert"],
-        dtype,
-        runner="pooling",
-        skip_tokenizer_init=False,
-        enable_prefix_caching=False,
-        max_num_batched_tokens=256,
-    )
     prompts = [{"prompt_token_ids": prompt} for prompt in prompts_of(8, seed=3)]
+    options = {
+        "runner": "pooling",
+        "skip_tokenizer_init": False,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 256,
+    }
     found = {}
-    for mode in ("ours", "stock", "float64"):
-        vllm_switch.STATE.start(mode)
-        outputs = llm.embed(prompts, use_tqdm=False)
-        assert vllm_switch.STATE.calls > 0
-        if mode == "ours":
-            assert 0 < vllm_switch.STATE.worst <= MOST_ROUNDOFFS[dtype]
-        found[mode] = [output.outputs.embedding for output in outputs]
+    with running(models["bert"], dtype, **options) as llm:
+        for mode in vllm_switch.MODES:
+            vllm_switch.STATE.start(mode)
+            outputs = llm.embed(prompts, use_tqdm=False)
+            assert vllm_switch.STATE.calls > 0
+            if mode == "ours":
+                assert 0 < vllm_switch.STATE.worst <= MOST_ROUNDOFFS[dtype]
+            found[mode] = [output.outputs.embedding for output in outputs]
     tolerance = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
     for name in ("ours", "stock"):
         for embedding, exact in zip(found[name], found["float64"], strict=True):
             assert embedding == pytest.approx(exact, abs=tolerance)
-    del llm
-    cleanup_dist_env_and_memory()
 
 
 def test_the_installed_plugin_in_a_server_of_several_processes(models: dict[str, Path]) -> None:

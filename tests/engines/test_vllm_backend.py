@@ -302,6 +302,7 @@ def test_a_new_cache_is_seen(config: Any) -> None:
     for lengths in ([30, 4], [50, 4]):
         batch = Batch(lengths, [2, 4])
         batch.fill(impl)
+        assert bool(batch.cache.isfinite().any())
         step = build(config, batch.common())
         impl.forward(None, batch.q, batch.k, batch.v, batch.cache, step, batch.output)
         batch.require_float64()

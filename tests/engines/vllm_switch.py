@@ -121,6 +121,8 @@ class SwitchImpl(MetalSdpaImpl):
             return
         if STATE.mode == "ours":
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        if kv_cache.numel() == 0:  # an encoder has none
+            return
         if self.shadow is None:
             n_slots = kv_cache.shape[0] * kv_cache.shape[2]
             shape = (n_slots, key.shape[1])
