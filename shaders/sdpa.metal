@@ -73,6 +73,8 @@ inline SdpaArgs args_from_params(constant SdpaParamsBlock& params) {
   args.batch_begin = 0;
   args.head_begin = 0;
   args.head_end = params.n_heads;
+  args.lse_head = params.seq_len;
+  args.lse_batch = args.lse_head * params.n_heads;
   args.seen_begin = 0;
   args.packed_rows = 0;
   return args;

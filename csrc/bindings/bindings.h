@@ -18,6 +18,7 @@ void bind_graph(nb::module_& module);
 void bind_encode_sdpa(nb::module_& module);
 void bind_problem(nb::module_& module);
 void bind_functional(nb::module_& module);
+void bind_prepared(nb::module_& module);
 void bind_merge_states(nb::module_& module);
 void bind_write_kv(nb::module_& module);
 void bind_parameters(nb::module_& module);

@@ -57,65 +57,6 @@ void replay(const Graph& graph, nb::handle encoder) {
 
 // --- what the queries of a node see -------------------------------------------------------------
 
-/// Every sequence has an entry of its own: which batch that is the core knows.
-void require_entries(const LengthCounts& counts) {
-  const auto require = [](const char* name, std::int64_t count) {
-    if (count == 0) fail_argument("update: ", name, ": 0 entries, takes one for each sequence");
-  };
-  require("kv_lengths", counts.kv_lengths);
-  require("kv_starts", counts.kv_starts);
-  require("q_start", counts.q_start);
-  require("query_lengths", counts.query_lengths);
-}
-
-struct Change {
-  const char* name;
-  void (*take)(Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts);
-};
-
-constexpr Change kChanges[] = {
-    {"kv_seq_len",
-     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts&) {
-       visibility.kv_len = to_int64(argument, value);
-       visibility.kv_lengths.clear();
-     }},
-    {"causal", [](Argument argument, nb::handle value, Visibility& visibility,
-                  LengthCounts&) { visibility.causal = to_bool(argument, value); }},
-    {"window",
-     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts&) {
-       visibility.window_left = visibility.window_right = Visibility::kUnlimited;
-       if (!value.is_none()) read_window(argument, value, visibility);
-     }},
-    {"q_start",
-     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
-       visibility.q_start.reset();
-       visibility.q_starts.clear();
-       if (!value.is_none()) read_q_start(argument, value, visibility, counts);
-     }},
-    {"query_lengths",
-     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
-       visibility.query_len.reset();
-       visibility.query_lengths.clear();
-       if (!value.is_none()) read_query_lengths(argument, value, visibility, counts);
-     }},
-    {"kv_lengths", read_kv_lengths},
-    {"kv_starts", read_kv_starts},
-    {"key_offset", [](Argument argument, nb::handle value, Visibility& visibility,
-                      LengthCounts&) { visibility.key_offset = to_int64(argument, value); }},
-    {"key_stride", [](Argument argument, nb::handle value, Visibility& visibility,
-                      LengthCounts&) { visibility.key_stride = to_int64(argument, value); }},
-};
-
-void apply_change(nb::handle key, nb::handle value, Visibility& visibility, LengthCounts& counts) {
-  const std::string name = nb::cast<std::string>(key);
-  for (const Change& change : kChanges) {
-    if (name == change.name) return change.take({"update", change.name}, value, visibility, counts);
-  }
-  PyErr_SetString(PyExc_TypeError,
-                  text_of("update: got an unexpected argument '", name, "'").c_str());
-  nb::raise_python_error();
-}
-
 void update_length(Graph& graph, std::size_t index, nb::handle kv_seq_len) {
   const std::int64_t length = to_int64({"update", "kv_seq_len"}, kv_seq_len);
   without_gil([&] { graph.update(index, length); });
@@ -133,7 +74,14 @@ void update(Graph& graph, nb::handle node, const nb::kwargs& changes) {
   }
   Visibility visibility = graph.visibility(index);
   LengthCounts counts;
-  for (const auto& [key, value] : changes) apply_change(key, value, visibility, counts);
+  for (const auto& [key, value] : changes) {
+    if (nb::cast<std::string>(key) != "kv_seq_len") {
+      change_visibility(key, value, visibility, counts);
+      continue;
+    }
+    visibility.kv_len = to_int64({"update", "kv_seq_len"}, value);
+    visibility.kv_lengths.clear();
+  }
   require_entries(counts);
   without_gil([&] { graph.update(index, visibility); });
 }

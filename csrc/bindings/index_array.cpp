@@ -53,8 +53,8 @@ std::vector<std::int64_t> numbers_of(Argument argument, const Array& array) {
 
 }  // namespace
 
-void import_indices(Argument argument, PyObject* object, Array& array) {
-  import_array(argument, object, Lifetime::borrowed, {kIndexDTypes, true}, array);
+void import_indices(Argument argument, PyObject* object, Array& array, Lifetime lifetime) {
+  import_array(argument, object, lifetime, {kIndexDTypes, true}, array);
   if (array.boolean) fail_dtype(argument, "bool", kIndexDTypes);
   if (array.dtype == DType::i32 || array.dtype == DType::i64) return;
   fail_dtype(argument, dtype_name(array.dtype), kIndexDTypes);

@@ -21,6 +21,7 @@ NB_MODULE(_core, module) {
   bind_graph(module);
   bind_encode_sdpa(module);
   bind_functional(module);
+  bind_prepared(module);
   bind_merge_states(module);
   bind_write_kv(module);
   bind_parameters(module);

@@ -7,6 +7,7 @@
 #include "hidden_state.h"
 #include "index_array.h"
 #include "paged_call.h"
+#include "qkv.h"
 #include "varlen_call.h"
 
 namespace metal_sdpa::python {
@@ -81,9 +82,7 @@ void check_dense_shapes(const SdpaCall& call, const SdpaInputs& inputs) {
 void read_dense_inputs(const SdpaCall& call, SdpaInputs& inputs) {
   SdpaProblem& problem = inputs.problem;
   const LengthCounts counts = read_options(call, problem);
-  import_tensor({call.name, "q"}, call.q, "[B, Hq, L, D]", 4, inputs.q);
-  import_tensor({call.name, "k"}, call.k, "[B, Hkv, S, D]", 4, inputs.k);
-  import_tensor({call.name, "v"}, call.v, "[B, Hkv, S, Dv]", 4, inputs.v);
+  import_qkv(call, inputs);
   refuse_traced_arrays(call, inputs);
   check_dense_shapes(call, inputs);
   set_heads(call, inputs);
@@ -190,6 +189,7 @@ void set_heads(const SdpaCall& call, SdpaInputs& inputs) {
 
 void finish_problem(const SdpaCall& call, const MaskExtents& mask, SdpaInputs& inputs) {
   SdpaProblem& problem = inputs.problem;
+  inputs.mask = mask;
   if (call.scale == nullptr) set_default_scale(problem);
   if (has_score_arrays(call)) {
     read_score_arrays(call, mask, problem, inputs.score_arrays.emplace());
@@ -224,6 +224,10 @@ TensorLayout tensor_layout(Argument argument, const Array& array) {
                   array.strides[3], " elements, takes 1");
   }
   return {0, array.strides[0], array.strides[1], array.strides[2]};
+}
+
+std::int64_t elements_before(Argument argument, const Array& array) {
+  return array.empty ? 0 : -reach_of(argument, array).before;
 }
 
 Buffer wrap_elements(const Device& device, Argument argument, const Array& array,

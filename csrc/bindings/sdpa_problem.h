@@ -1,7 +1,10 @@
 // From the arrays of a call to an SdpaProblem.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "array.h"
 #include "metal_sdpa/sdpa.h"
@@ -12,6 +15,13 @@
 
 namespace metal_sdpa::python {
 
+/// How a paged call gives its arrays; the other calls know one way each.
+struct QkvForm {
+  bool packed_queries = false;  ///< q is [Tq, Hq, D]
+  bool heads_first = false;     ///< pages are HND, else NHD
+  bool listed_pages = false;    ///< the table is (indptr, indices)
+};
+
 /// The arrays of a call, described, and the problem that they pose; `problem.out` is packed. q, k
 /// and v have four axes: [B, H, rows, D], [1, H, all rows, D] or [n_pages, Hkv, page, D].
 struct SdpaInputs {
@@ -19,6 +29,9 @@ struct SdpaInputs {
   std::optional<ScoreArrays> score_arrays;  ///< where the call gives any
   std::optional<Array> block_table;         ///< [B, 1, 1, entries], or [1, 1, 1, entries] of all
   PyObject* block_table_object = nullptr;   ///< whose memory that is
+  QkvForm form;
+  MaskExtents mask;                 ///< what a mask is broadcast to
+  std::vector<std::int64_t> slots;  ///< [B] that each sequence has; dense: empty, all have S
   TokenRows tokens;
   SdpaProblem problem;
 
@@ -50,6 +63,26 @@ void set_heads(const SdpaCall& call, SdpaInputs& inputs);
 
 /// What follows from the problem's shape: scale, mask, sinks, slopes, layouts.
 void finish_problem(const SdpaCall& call, const MaskExtents& mask, SdpaInputs& inputs);
+
+/// Fills `slots` and sets kv_lengths, those that the call gave or all that there are; each is 0 to
+/// the sequence's slots, which are "its `what`".
+template <typename SlotsOf>
+void set_slots(const SdpaCall& call, const char* what, const SlotsOf& slots_of,
+               SdpaInputs& inputs) {
+  SdpaProblem& problem = inputs.problem;
+  std::vector<std::int64_t>& lengths = problem.kv_lengths;
+  const bool takes_all = call.kv_lengths == nullptr;
+  const bool takes_one = !takes_all && lengths.empty();
+  for (std::size_t b = 0; b < static_cast<std::size_t>(problem.batch); ++b) {
+    inputs.slots.push_back(slots_of(b));
+    if (takes_all) lengths.push_back(inputs.slots.back());
+    if (takes_one) lengths.push_back(problem.kv_len);
+  }
+  check_lengths({call.name, "kv_lengths"}, lengths, what,
+                [&](std::size_t b) { return inputs.slots[b]; });
+  problem.kv_capacity = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  problem.kv_len = problem.kv_capacity;
+}
 
 // --- arrays --------------------------------------------------------------------------------------
 
@@ -86,6 +119,9 @@ void import_tensor(Argument argument, PyObject* object, const char* extents, int
 
 /// Strides of a tensor whose last dimension is contiguous; InvalidArgument for another.
 TensorLayout tensor_layout(Argument argument, const Array& array);
+
+/// Distance in elements from the first one that the array touches to its element 0.
+std::int64_t elements_before(Argument argument, const Array& array);
 
 /// The bytes that an array touches, wrapped for the device. `offset` becomes the
 /// distance in elements from their start to the array's first element. An empty Buffer where the

@@ -30,14 +30,19 @@ void for_each_run(char* packed, const Array& array, Copy&& copy) {
 
 }  // namespace
 
-Buffer stage_empty(const Device& device, const Array& array, Placement& placement) {
-  if (array.empty) return {};
+Placement packed_placement(const Array& array) {
+  Placement placement;
   std::int64_t stride = 1;
   for (int axis = 3; axis >= 0; --axis) {
     placement.strides[axis] = array.strides[axis] == 0 && array.shape[axis] == 1 ? 0 : stride;
     stride *= array.shape[axis];
   }
-  placement.offset = 0;
+  return placement;
+}
+
+Buffer stage_empty(const Device& device, const Array& array, Placement& placement) {
+  if (array.empty) return {};
+  placement = packed_placement(array);
   return device.empty(Shape(array.shape, array.shape + 4), array.dtype);
 }
 

@@ -17,6 +17,9 @@ struct Placement {
   std::int64_t strides[4] = {};
 };
 
+/// That of a packed copy.
+Placement packed_placement(const Array& array);
+
 /// Packed memory of the device for an array of four axes; `placement` becomes that of the copy,
 /// with strides of 0 where the array has them. An empty Buffer where the array has no element.
 /// Needs no GIL.

@@ -1,18 +1,10 @@
 // From cu_seqlens and packed rows to a problem.
 #include "varlen_call.h"
 
-#include <algorithm>
+#include "qkv.h"
 
 namespace metal_sdpa::python {
 namespace {
-
-/// One packed tensor, described with heads before rows.
-void import_rows(Argument argument, PyObject* object, const char* extents, const char* width,
-                 Array& array) {
-  import_tensor(argument, object, extents, 3, array);
-  require_heads(argument, array, 1, width);
-  show_heads_first(array);
-}
 
 /// Sets where the slots of each sequence are; `kv_len` and `kv_lengths` say how many are in use
 /// where the call gave them.
@@ -21,19 +13,11 @@ void set_key_rows(const SdpaCall& call, const std::vector<std::int64_t>& cu_seql
   SdpaProblem& problem = inputs.problem;
   const std::int64_t Tk = inputs.k.shape[2];
   require_rows({call.name, "cu_seqlens_k"}, cu_seqlens, "k", Tk);
-  const std::size_t batch = cu_seqlens.size() - 1;
-  const auto slots_of = [&](std::size_t b) { return cu_seqlens[b + 1] - cu_seqlens[b]; };
-  std::vector<std::int64_t>& lengths = problem.kv_lengths;
-  if (lengths.empty()) {
-    for (std::size_t b = 0; b < batch; ++b) {
-      lengths.push_back(call.kv_lengths == nullptr ? slots_of(b) : problem.kv_len);
-    }
-  }
-  check_lengths({call.name, "kv_lengths"}, lengths, "rows of its range", slots_of);
+  set_slots(
+      call, "rows of its range", [&](std::size_t b) { return cu_seqlens[b + 1] - cu_seqlens[b]; },
+      inputs);
   problem.kv_rows.assign(cu_seqlens.begin(), cu_seqlens.end() - 1);
   problem.kv_total = Tk;
-  problem.kv_capacity = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
-  problem.kv_len = problem.kv_capacity;
 }
 
 }  // namespace
@@ -43,9 +27,7 @@ void read_varlen_inputs(const SdpaCall& call, SdpaInputs& inputs) {
   const LengthCounts counts = read_options(call, problem);
   const auto q_ends = read_cu_seqlens({call.name, "cu_seqlens_q"}, call.cu_seqlens_q);
   const auto k_ends = read_cu_seqlens({call.name, "cu_seqlens_k"}, call.cu_seqlens_k);
-  import_rows({call.name, "q"}, call.q, "[Tq, Hq, D]", "head_dim", inputs.q);
-  import_rows({call.name, "k"}, call.k, "[Tk, Hkv, D]", "head_dim", inputs.k);
-  import_rows({call.name, "v"}, call.v, "[Tk, Hkv, Dv]", "value_dim", inputs.v);
+  import_qkv(call, inputs);
   refuse_traced_arrays(call, inputs);
   set_heads(call, inputs);
   require_extent({call.name, "v"}, "rows", inputs.v.shape[2], "k", inputs.k.shape[2]);

@@ -85,4 +85,64 @@ void check_counts(const char* call, const LengthCounts& counts, std::int64_t bat
   check_count({call, "query_lengths"}, counts.query_lengths, batch);
 }
 
+// --- update() ------------------------------------------------------------------------------------
+
+namespace {
+
+struct Change {
+  const char* name;
+  void (*take)(Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts);
+};
+
+constexpr Change kChanges[] = {
+    {"causal", [](Argument argument, nb::handle value, Visibility& visibility,
+                  LengthCounts&) { visibility.causal = to_bool(argument, value); }},
+    {"window",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts&) {
+       visibility.window_left = visibility.window_right = Visibility::kUnlimited;
+       if (!value.is_none()) read_window(argument, value, visibility);
+     }},
+    {"q_start",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
+       visibility.q_start.reset();
+       visibility.q_starts.clear();
+       if (!value.is_none()) read_q_start(argument, value, visibility, counts);
+     }},
+    {"query_lengths",
+     [](Argument argument, nb::handle value, Visibility& visibility, LengthCounts& counts) {
+       visibility.query_len.reset();
+       visibility.query_lengths.clear();
+       if (!value.is_none()) read_query_lengths(argument, value, visibility, counts);
+     }},
+    {"kv_lengths", read_kv_lengths},
+    {"kv_starts", read_kv_starts},
+    {"key_offset", [](Argument argument, nb::handle value, Visibility& visibility,
+                      LengthCounts&) { visibility.key_offset = to_int64(argument, value); }},
+    {"key_stride", [](Argument argument, nb::handle value, Visibility& visibility,
+                      LengthCounts&) { visibility.key_stride = to_int64(argument, value); }},
+};
+
+}  // namespace
+
+void change_visibility(nb::handle key, nb::handle value, Visibility& visibility,
+                       LengthCounts& counts) {
+  const std::string name = nb::cast<std::string>(key);
+  for (const Change& change : kChanges) {
+    if (name == change.name) return change.take({"update", change.name}, value, visibility, counts);
+  }
+  PyErr_SetString(PyExc_TypeError,
+                  text_of("update: got an unexpected argument '", name, "'").c_str());
+  nb::raise_python_error();
+}
+
+void require_entries(const LengthCounts& counts) {
+  const auto require = [](const char* name, std::int64_t count) {
+    if (count == 0) fail_argument("update: ", name, ": 0 entries, takes one for each sequence");
+  };
+  require("kv_lengths", counts.kv_lengths);
+  require("kv_starts", counts.kv_starts);
+  require("q_start", counts.q_start);
+  require("query_lengths", counts.query_lengths);
+}
+
 }  // namespace metal_sdpa::python

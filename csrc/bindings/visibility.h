@@ -35,4 +35,12 @@ void read_query_lengths(Argument argument, nb::handle value, Visibility& visibil
 /// InvalidArgument unless every sequence has got its entry.
 void check_counts(const char* call, const LengthCounts& counts, std::int64_t batch);
 
+/// Takes one keyword of update(), in sdpa()'s own terms. Python's TypeError for an unknown one.
+void change_visibility(nb::handle key, nb::handle value, Visibility& visibility,
+                       LengthCounts& counts);
+
+/// InvalidArgument where a list of update() is empty: every sequence has an entry of its own, and
+/// which batch that is the core knows.
+void require_entries(const LengthCounts& counts);
+
 }  // namespace metal_sdpa::python

@@ -133,8 +133,7 @@ class Backend : public std::enable_shared_from_this<Backend> {
   /// Runs a plan after everything committed before and returns when it is done; through a command
   /// stream unless the device knows a shorter way.
   virtual void run_plan(const KernelRegistry& registry, const Plan& plan,
-                        const SdpaOperands& operands,
-                        const std::vector<std::shared_ptr<Storage>>& scratch,
+                        const SdpaOperands& operands, const ScratchList& scratch,
                         const DeviceOptions& options);
 
   virtual void synchronize() = 0;

@@ -24,8 +24,8 @@ OperandMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
                              const ScratchList& scratch) {
   const Buffer* buffer = operand_buffer(operand, operands);
   if (buffer != nullptr) return {buffer->storage(), buffer->byte_offset(), buffer->byte_len()};
-  const std::shared_ptr<Storage>& storage = scratch[scratch_index(operand)];
-  return {storage, 0, storage->byte_len};
+  const ScratchMemory& memory = scratch[scratch_index(operand)];
+  return {memory.storage, memory.byte_offset, memory.byte_len};
 }
 
 DispatchBinding args_binding(const PlanArgs& args) {
@@ -110,23 +110,12 @@ DispatchRecord resolve_step(Backend& backend, const KernelRegistry& registry, co
   return record;
 }
 
-void check_encode_devices(const EncoderState& state, const KernelRegistry& registry,
-                          const Device& device) {
-  if (!(state.device == device)) fail_argument("encode_sdpa: encoder: is of another device");
-  if (!(registry.device() == device)) {
-    fail_argument("encode_sdpa: registry: is of another device");
-  }
-}
-
 /// A node with memory for a plan of the whole capacity; a later plan that wants more takes more.
 void record_node(Graph::State& graph, const KernelRegistry& registry, const SdpaOperands& operands,
-                 const SdpaProblem& problem, const Plan& plan, const Device& device) {
+                 const SdpaProblem& problem, const Plan& plan, const Device& device,
+                 ScratchList scratch) {
   Backend& backend = *device.backend();
-  SdpaProblem full = problem;
-  static_cast<Visibility&>(full) = {};
-  full.kv_len = full.kv_capacity;
-  ScratchList scratch;
-  reserve_scratch(backend, plan_valid(backend, full, device.options()), scratch);
+  reserve_scratch(backend, plan_capacity(device, problem), scratch);
   reserve_scratch(backend, plan, scratch);
   std::vector<DispatchRecord> records = resolve_plan(backend, registry, plan, operands, scratch);
   SdpaNode node{problem, operands, registry, std::move(scratch), std::move(records)};
@@ -144,13 +133,32 @@ Plan plan_valid(const Backend& backend, const SdpaProblem& problem, const Device
   return plan;
 }
 
-void reserve_scratch(Backend& backend, const Plan& plan, ScratchList& scratch) {
-  for (std::size_t i = 0; i < kMaxScratch; ++i) {
-    const std::size_t needed = plan.scratch_bytes[i];
-    if (needed == 0) continue;
-    if (scratch.size() <= i) scratch.resize(i + 1);
-    if (scratch[i] != nullptr && scratch[i]->byte_len >= needed) continue;
-    scratch[i] = acquire_scratch(backend, needed);
+Plan plan_capacity(const Device& device, const SdpaProblem& problem) {
+  SdpaProblem full = problem;
+  static_cast<Visibility&>(full) = {};
+  full.kv_len = full.kv_capacity;
+  return plan_valid(*device.backend(), full, device.options());
+}
+
+void check_encode(EncoderState& state, const KernelRegistry& registry, const Device& device,
+                  const char* call) {
+  state.take_op_kind(OpKind::sdpa);
+  state.require_encoding(call);
+  if (!(state.device == device)) fail_argument(call, ": encoder: is of another device");
+  if (!(registry.device() == device)) fail_argument(call, ": registry: is of another device");
+}
+
+void encode_plan(EncoderState& state, const KernelRegistry& registry, const Device& device,
+                 const SdpaOperands& operands, const SdpaProblem& problem, const Plan& plan,
+                 ScratchList scratch) {
+  if (state.capture != nullptr) {
+    record_node(*state.capture, registry, operands, problem, plan, device, std::move(scratch));
+    return;
+  }
+  Backend& backend = *device.backend();
+  reserve_scratch(backend, plan, scratch);
+  for (const DispatchRecord& record : resolve_plan(backend, registry, plan, operands, scratch)) {
+    state.encode(record);
   }
 }
 
@@ -173,22 +181,12 @@ Plan plan_sdpa(const Device& device, const SdpaProblem& problem) {
 void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const Device& device,
                  const SdpaOperands& operands, const SdpaProblem& problem) {
   EncoderState& state = encoder.state();
-  state.take_op_kind(OpKind::sdpa);
-  state.require_encoding("encode_sdpa");
-  check_encode_devices(state, registry, device);
+  check_encode(state, registry, device, "encode_sdpa");
   Backend& backend = *device.backend();
   validate_problem(problem, backend.limits(), "encode_sdpa");
   validate_operands(problem, operands, backend, "encode_sdpa");
   const Plan plan = plan_valid(backend, problem, device.options());
-  if (state.capture != nullptr) {
-    record_node(*state.capture, registry, operands, problem, plan, device);
-    return;
-  }
-  ScratchList scratch;
-  reserve_scratch(backend, plan, scratch);
-  for (const DispatchRecord& record : resolve_plan(backend, registry, plan, operands, scratch)) {
-    state.encode(record);
-  }
+  encode_plan(state, registry, device, operands, problem, plan, {});
 }
 
 void encode_sdpa(CommandEncoder& encoder, const KernelRegistry& registry, const Device& device,

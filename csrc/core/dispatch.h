@@ -12,8 +12,6 @@
 
 namespace metal_sdpa {
 
-using ScratchList = std::vector<std::shared_ptr<Storage>>;
-
 /// What sdpa() does; errors begin with `call`.
 METAL_SDPA_API void run_sdpa(const Device& device, const SdpaOperands& operands,
                              const SdpaProblem& problem, const char* call);
@@ -22,12 +20,22 @@ METAL_SDPA_API void run_sdpa(const Device& device, const SdpaOperands& operands,
 /// no element.
 Plan plan_valid(const Backend& backend, const SdpaProblem& problem, const DeviceOptions& options);
 
-/// Memory for every scratch of the plan; entries that `scratch` holds and that fit stay.
-void reserve_scratch(Backend& backend, const Plan& plan, ScratchList& scratch);
-
 /// One record a step, with pipelines of `registry`, bound to the operands and the scratch.
 std::vector<DispatchRecord> resolve_plan(Backend& backend, const KernelRegistry& registry,
                                          const Plan& plan, const SdpaOperands& operands,
                                          const ScratchList& scratch);
+
+/// Records a plan of a validated problem, whose operands are valid too. `scratch` may hold memory
+/// that is to be used.
+void encode_plan(EncoderState& state, const KernelRegistry& registry, const Device& device,
+                 const SdpaOperands& operands, const SdpaProblem& problem, const Plan& plan,
+                 ScratchList scratch);
+
+/// Memory for a plan of all of the problem's kv_capacity.
+Plan plan_capacity(const Device& device, const SdpaProblem& problem);
+
+/// InvalidArgument where the encoder takes no attention, or one of the three is of another device.
+void check_encode(EncoderState& state, const KernelRegistry& registry, const Device& device,
+                  const char* call);
 
 }  // namespace metal_sdpa

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/hazards.h"
+#include "core/scratch.h"
 #include "metal_sdpa/graph.h"
 #include "metal_sdpa/sdpa.h"
 
@@ -21,8 +22,8 @@ struct SdpaNode {
   SdpaProblem problem;
   SdpaOperands operands;
   KernelRegistry registry;
-  std::vector<std::shared_ptr<Storage>> scratch;  ///< sized for kv_capacity
-  std::vector<DispatchRecord> records;            ///< of the plan for the present length
+  ScratchList scratch;                  ///< sized for kv_capacity
+  std::vector<DispatchRecord> records;  ///< of the plan for the present length
 };
 
 using GraphNode = std::variant<BarrierNode, DispatchRecord, SdpaNode>;

@@ -239,6 +239,19 @@ void check_extent(NamedOperand& operand, const Checker& check) {
   operand.end = operand.buffer->address() + static_cast<std::uint64_t>(last + 1) * size;
 }
 
+/// An operand whose buffer fits the problem.
+NamedOperand named_operand(const SdpaProblem& p, const OperandInfo& info, const Buffer& buffer,
+                           const Backend& backend, const Checker& check) {
+  NamedOperand operand;
+  operand.name = info.name;
+  operand.buffer = &buffer;
+  operand.view = info.view(p);
+  operand.is_output = info.is_output;
+  check_buffer(operand, info.dtype(p), info.dtype_reason, backend, check);
+  check_extent(operand, check);
+  return operand;
+}
+
 /// Spans that lie apart need no look at their rows.
 bool operands_overlap(const NamedOperand& a, const NamedOperand& b) {
   if (a.end <= b.begin || b.end <= a.begin) return false;
@@ -268,16 +281,16 @@ std::int64_t entry_of(const Buffer& table, std::int64_t index) {
 }
 
 /// Entries of pages that any row of their sequence sees.
-void check_entries(const SdpaProblem& p, const SdpaOperands& operands, const Checker& check) {
+void check_entries(const SdpaProblem& p, const Buffer& table, const Checker& check) {
   if (!p.pages.has_value() || !p.pages->check_entries) return;
   const PageTable& pages = *p.pages;
-  if (operands.block_table.valid() && operands.block_table.data() == nullptr) return;
+  if (table.valid() && table.data() == nullptr) return;
   for (std::int64_t b = 0; b < p.batch; ++b) {
     const SdpaBand band = visible_band(p, b);
     if (band.begin >= band.end) continue;
     const std::int64_t first = first_entry(pages, b);
     for (std::int64_t i = band.begin / pages.page_len; i <= (band.end - 1) / pages.page_len; ++i) {
-      const std::int64_t page = entry_of(operands.block_table, first + i * pages.entry_stride);
+      const std::int64_t page = entry_of(table, first + i * pages.entry_stride);
       if (page >= 0 && page < pages.n_pages) continue;
       check.fail("block_table: page ", page, " of sequence ", b, ", entry ", i, ", takes 0 to ",
                  pages.n_pages - 1);
@@ -338,19 +351,22 @@ void validate_operands(const SdpaProblem& p, const SdpaOperands& operands, const
   NamedOperands used;
   for (const OperandInfo& info : operand_table()) {
     if (!info.is_used(p)) continue;
-    NamedOperand& operand = used.emplace_back();
-    operand.name = info.name;
-    operand.buffer = &(operands.*info.buffer);
-    operand.view = info.view(p);
-    operand.is_output = info.is_output;
-    check_buffer(operand, info.dtype(p), info.dtype_reason, backend, check);
-    check_extent(operand, check);
+    used.emplace_back() = named_operand(p, info, operands.*info.buffer, backend, check);
   }
   for (const NamedOperand& operand : used) {
     if (operand.is_output) check_output(operand, used, check);
   }
   check_head_numbers(p, operands, check);
-  check_entries(p, operands, check);
+  check_entries(p, operands.block_table, check);
+}
+
+void validate_table(const SdpaProblem& problem, const Buffer& block_table, const Backend& backend,
+                    const char* call) {
+  const Checker check(call);
+  const OperandInfo& info = operand_info(PlanOperand::block_table);
+  if (!info.is_used(problem)) check.fail(info.name, ": is given, but the problem has no pages");
+  named_operand(problem, info, block_table, backend, check);
+  check_entries(problem, block_table, check);
 }
 
 }  // namespace metal_sdpa

@@ -16,6 +16,10 @@ SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::
 METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
                                       const Backend& backend, const char* call);
 
+/// The block table alone: dtype, device, extent, and the page numbers that rows see.
+void validate_table(const SdpaProblem& problem, const Buffer& block_table, const Backend& backend,
+                    const char* call);
+
 /// Unsupported, naming the feature, where the problem asks for one that such devices do not have.
 /// Exported for the bindings too.
 METAL_SDPA_API void require_features(const char* call, DeviceKind kind, const SdpaProblem& problem);

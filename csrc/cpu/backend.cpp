@@ -214,8 +214,7 @@ Plan CpuBackend::plan_sdpa(const SdpaProblem& problem, const DeviceOptions& opti
 }
 
 void CpuBackend::run_plan(const KernelRegistry& registry, const Plan& plan,
-                          const SdpaOperands& operands,
-                          const std::vector<std::shared_ptr<Storage>>& scratch,
+                          const SdpaOperands& operands, const ScratchList& scratch,
                           const DeviceOptions& options) {
   const std::shared_ptr<Queue> queue = queue_;
   if (run_immediately(*queue, registry, plan, operands, scratch, thread_limit(options))) return;

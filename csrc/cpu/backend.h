@@ -30,8 +30,7 @@ class CpuBackend final : public Backend {
   void register_sdpa(KernelRegistry& registry) override;
   Plan plan_sdpa(const SdpaProblem& problem, const DeviceOptions& options) const override;
   void run_plan(const KernelRegistry& registry, const Plan& plan, const SdpaOperands& operands,
-                const std::vector<std::shared_ptr<Storage>>& scratch,
-                const DeviceOptions& options) override;
+                const ScratchList& scratch, const DeviceOptions& options) override;
   void synchronize() override;
   void shutdown() noexcept override;
 

@@ -14,8 +14,8 @@ BoundMemory operand_memory(PlanOperand operand, const SdpaOperands& operands,
                            const ScratchList& scratch) {
   const Buffer* buffer = operand_buffer(operand, operands);
   if (buffer != nullptr) return {buffer->data(), buffer->byte_len()};
-  const Storage& storage = *scratch[scratch_index(operand)];
-  return {storage.host, storage.byte_len};
+  const ScratchMemory& memory = scratch[scratch_index(operand)];
+  return {static_cast<std::byte*>(memory.storage->host) + memory.byte_offset, memory.byte_len};
 }
 
 /// Kernels only read constant bytes.

@@ -1532,6 +1532,115 @@ def sdpa_paged(
     return_lse: bool,
     device: Device | str | None = None,
 ) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+
+class Prepared:
+    """
+    A call that is checked and planned once and run on the arrays of many layers; from prepare().
+    Safe from any thread, but for update() beside a run.
+    """
+
+    def run(
+        self,
+        q: ArrayT,
+        k: Array,
+        v: Array,
+        out: ArrayT | None = None,
+        *,
+        mask: Array | None = None,
+        sinks: Array | None = None,
+        alibi_slopes: Array | None = None,
+        scratch: Buffer | None = None,
+    ) -> Any:
+        """
+        The prepared call on these arrays; waits. Returns what that call does, with its bits.
+
+        Dtypes, shapes and strides are those prepared for; so is `out`, where one was given then.
+        mask, sinks and alibi_slopes: this layer's; default: those prepared with. `scratch`: a Buffer of
+        scratch_bytes or more that nothing else uses meanwhile.
+
+        Errors: InvalidArgument for arrays that differ from those prepared for; those of the call.
+        """
+
+    def encode(
+        self,
+        encoder: CommandEncoder,
+        registry: KernelRegistry,
+        operands: SdpaOperands,
+        *,
+        scratch: Buffer | None = None,
+    ) -> None:
+        """
+        Records the call on Buffers laid out like the arrays prepared for; in a capture it is a node as
+        encode_sdpa() makes it. Without a block_table in `operands` the prepared one is read.
+        """
+
+    def update(
+        self,
+        *,
+        kv_lengths: int | Sequence[int] | Array = ...,
+        block_table: Array = ...,
+        q_start: int | Sequence[int] | Array | None = ...,
+        causal: bool = ...,
+        window: int | tuple[int | None, int | None] | None = ...,
+        kv_starts: int | Sequence[int] | Array = ...,
+        query_lengths: int | Sequence[int] | Array | None = ...,
+        key_offset: int = ...,
+        key_stride: int = ...,
+    ) -> None:
+        """
+        Moves to the next step: plans anew for other lengths, starts or windows, within kv_capacity; what
+        is not given stays. block_table: another array of the same dtype, shape and strides. Without one the
+        prepared array, which may have been written to, is checked again.
+
+        InvalidArgument, and nothing changes, for what the call does not take.
+        """
+
+    @property
+    def kv_capacity(self) -> int:
+        """Keys that update() may bring a sequence to."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """
+        Bytes of a `scratch` that are enough whatever update() brings; 0: none is used.
+        """
+
+    @property
+    def problem(self) -> SdpaProblem:
+        """A copy of the problem as it is now."""
+
+    @property
+    def plan(self) -> str:
+        """What runs, in words."""
+
+    def __repr__(self) -> str: ...
+
+def prepare(
+    call: Literal["sdpa", "sdpa_varlen", "sdpa_paged"],
+    /,
+    *arguments: Any,
+    kv_capacity: int | None = None,
+    **options: Any,
+) -> Prepared:
+    """
+    Checks and plans a call once, for all layers of an engine's step. Nothing runs.
+
+    `arguments` and `options` are those of the call that `call` names. Of q, k, v and out only dtypes,
+    shapes and strides are kept; masks, sinks, slopes and the block table stay in use. kv_capacity: keys
+    that update() may bring a sequence to. Default: as many as k, or the block table, reaches, and the
+    mask.
+
+        step = prepare("sdpa_paged", q, k_pages, v_pages, block_table, kv_lengths)
+        for layer in layers:
+            step.run(layer.q, layer.k_pages, layer.v_pages, layer.out)
+        step.update(kv_lengths=kv_lengths + 1)
+
+    Page numbers are checked here and in update(), not in run(). On Metal a table in host memory is
+    copied then.
+
+    Errors: those of the call.
+    """
+
 def merge_states(outs: ArrayT, lses: Array, out: Array | None = None) -> tuple[ArrayT, ArrayT]:
     """metal_sdpa.merge_states of states that are stacked already."""
 

@@ -29,7 +29,7 @@ class Launched {
     for (const std::uint64_t bytes : plan.scratch_bytes) {
       std::vector<float>& memory = memory_.emplace_back(bytes / sizeof(float), NAN);
       const HostMemory host{memory.data(), bytes, false, {}};
-      scratch_.push_back(bytes == 0 ? nullptr : backend->wrap_host(host));
+      scratch_.push_back({bytes == 0 ? nullptr : backend->wrap_host(host), 0, bytes});
     }
   }
 
@@ -56,6 +56,17 @@ TEST_CASE("the planner takes sdpa_prefill by name, for the instruction set of th
     const Plan plan = plan_sdpa(device_of(isa), prefill_problem(DType::f16, 4, 64, 64, 64, 64));
     CHECK(std::string(plan.steps.front().kernel) == "sdpa_prefill_f16." + isa);
     CHECK(plan.span_len <= 1024);
+  }
+}
+
+TEST_CASE("an f32 output of bf16 takes no instruction set that rounds weights to bf16") {
+  for (const std::string& isa : isas()) {
+    SdpaProblem p = prefill_problem(DType::bf16, 4, 64, 64, 64, 64);
+    p.out_f32 = true;
+    const std::string kernel = plan_sdpa(device_of(isa), p).steps.front().kernel;
+    const bool has_pairs = isa.find("amx") != isa.npos || isa.find("_bf16") != isa.npos;
+    const std::string wanted = isa.rfind("neon", 0) == 0 ? "neon" : "avx512";
+    CHECK(kernel == "sdpa_prefill_bf16." + (has_pairs ? wanted : isa));
   }
 }
 

@@ -204,6 +204,12 @@ def _filled(byte_len: int) -> Memory:
     return memory
 
 
+def _in_memory(array: np.ndarray) -> bytes:
+    """Elements in the order of their addresses, of an array whose axes may be permuted."""
+    order = np.argsort([-stride for stride in array.strides], kind="stable")
+    return array.transpose(order).tobytes()
+
+
 class Run:
     """A problem on the device with its plan; `launch` enqueues all steps."""
 
@@ -221,10 +227,12 @@ class Run:
         for index, stored in (*arrays, (17, problem.places.table)):
             if stored is not None:
                 self.inputs[index] = Memory(stored.nbytes)
-                self.inputs[index].write(stored.tobytes("K"))
+                self.inputs[index].write(_in_memory(stored))
         self.out = Memory(problem.out.byte_len)
         self.out.fill(problem.out.storage.tobytes())
-        self.lse = allocate(math.prod(problem.out.shape[:3]) * 4)
+        # Nobody writes that of rows of no sequence.
+        allocate_lse = _filled if problem.places.q_rows else allocate
+        self.lse = allocate_lse(math.prod(problem.out.shape[:3]) * 4)
         self.partial_o, self.partial_ms = (allocate(max(n, 4)) for n in self.plan.scratch)
         self.work = {}
         for step in self.plan.steps:

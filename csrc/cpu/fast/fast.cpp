@@ -96,6 +96,26 @@ std::vector<BatchPart> parts_of(const SdpaProblem& problem, const PlanTarget& ta
   return parts;
 }
 
+/// The set without instructions that multiply pairs of bf16.
+Isa without_pairs(Isa isa) {
+  switch (isa) {
+    case Isa::amx_emulated:
+    case Isa::avx512_bf16:
+    case Isa::avx512_amx:
+      return Isa::avx512;
+    case Isa::neon_bf16:
+      return Isa::neon;
+    default:
+      return isa;
+  }
+}
+
+/// Pairs want weights rounded to bf16. An output in f32, a state that will be merged, would show
+/// that; one in bf16 rounds by as much itself.
+Isa isa_of(const SdpaProblem& problem, Isa asked) {
+  return problem.out_f32 && problem.dtype == DType::bf16 ? without_pairs(asked) : asked;
+}
+
 }  // namespace
 
 const char* fast_kernel_name(Family family, DType dtype, Isa isa) {
@@ -168,7 +188,9 @@ void register_fast(const std::function<void(const char*, NativeKernel)>& add) {
   }
 }
 
-bool plan_fast(const SdpaProblem& problem, const PlanTarget& target, Plan& plan) {
+bool plan_fast(const SdpaProblem& problem, const PlanTarget& asked, Plan& plan) {
+  PlanTarget target = asked;
+  target.isa = isa_of(problem, asked.isa);
   if (kernel_table(target.isa) == nullptr) return false;
   const std::string& forced = problem.kernel;
   if (!forced.empty() && forced != "sdpa_decode" && forced != "sdpa_prefill") return false;

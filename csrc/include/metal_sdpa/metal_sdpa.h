@@ -11,6 +11,7 @@
 #include "metal_sdpa/merge_states.h"
 #include "metal_sdpa/native_kernel.h"
 #include "metal_sdpa/plan.h"
+#include "metal_sdpa/prepared.h"
 #include "metal_sdpa/sdpa.h"
 #include "metal_sdpa/support.h"
 #include "metal_sdpa/version.h"

@@ -22,6 +22,8 @@ struct TensorLayout {
   std::int64_t batch_stride = 0;
   std::int64_t head_stride = 0;
   std::int64_t row_stride = 0;
+
+  bool operator==(const TensorLayout&) const = default;
 };
 
 /// Which keys a row sees: an interval of slots. Query i of a sequence stands at position

@@ -1,0 +1,376 @@
+"""prepare: the bits of the plain call on the arrays of every layer, step after step."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import metal_sdpa
+from arrays import DTYPES, same_bits
+from features import REGIMES, feature_problem, pairs
+from metal_sdpa import (
+    Device,
+    InvalidArgument,
+    InvalidType,
+    UnsupportedDType,
+    prepare,
+    sdpa,
+    sdpa_paged,
+    sdpa_varlen,
+)
+from serving import Batch, packed, paged, random_batch
+from targets import Target, sweep_seed
+
+CALLS = {"sdpa": sdpa, "sdpa_varlen": sdpa_varlen, "sdpa_paged": sdpa_paged}
+
+
+def like(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Other values in memory of the same shape and strides."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    memory = np.empty(high - low, np.uint8)
+    offset = array.__array_interface__["data"][0] - low
+    other = np.ndarray(array.shape, array.dtype, memory, offset, array.strides)
+    other[...] = rng.standard_normal(array.shape, np.float32)
+    return other
+
+
+def both(got: Any) -> tuple[np.ndarray, ...]:
+    return got if isinstance(got, tuple) else (got,)
+
+
+def check_run(step: Any, name: str, arrays: tuple, call: dict, **changes: Any) -> None:
+    """`arrays`: what stands without a keyword; `changes`: what run is given beside q, k, v."""
+    wanted = both(CALLS[name](*arrays, **call | changes))
+    got = both(step.run(*arrays[:3], **changes))
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.strides == b.strides
+        assert same_bits(a, b)
+
+
+# --- bits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_dense_problems_with_features(index: int, target: Target) -> None:
+    rng = np.random.default_rng((sweep_seed(), index))
+    names = pairs()[int(rng.integers(len(pairs())))][: int(rng.integers(0, 3))]
+    problem = feature_problem(
+        (sweep_seed(), index, 3),
+        names,
+        dtype=list(DTYPES)[index % 3],
+        regime=REGIMES[index // 3 % 3],
+        dense=False,
+        small=target.kind != "cpu",
+    )
+    arrays = problem.arrays()
+    call = problem.call | {"return_lse": bool(index % 2), "device": target.device()}
+    call.pop("out", None)
+    step = prepare("sdpa", *arrays, **call)
+    check_run(step, "sdpa", arrays, call)
+    check_run(step, "sdpa", tuple(like(x, rng) for x in arrays), call)
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_packed_rows(index: int, target: Target) -> None:
+    rng = np.random.default_rng((sweep_seed(), index, 1))
+    batch = random_batch((sweep_seed(), index, 5), ("causal",), small=target.kind != "cpu")
+    q, k, v = (packed(x, rng, gap=index % 2) for x in (batch.q, batch.k, batch.v))
+    call = batch.arguments() | {"return_lse": True, "device": target.device()}
+    call |= {"query_lengths": q.lengths, "kv_lengths": k.lengths}
+    arrays = (q.array, k.array, v.array)
+    step = prepare("sdpa_varlen", *arrays, q.ends, k.ends, **call)
+    for layer in (arrays, tuple(like(x, rng) for x in arrays)):
+        check_run(step, "sdpa_varlen", (*layer, q.ends, k.ends), call)
+
+
+def pages_of(
+    batch: Batch, rng: np.random.Generator, device: Device, layout: str = "NHD"
+) -> tuple[tuple, dict]:
+    """What sdpa_paged takes, with room in the table."""
+    pages = paged(batch, rng, 4, layout=layout)
+    q = packed(batch.q, rng)
+    call = {"cu_seqlens_q": q.ends, "layout": layout, "device": device} | batch.arguments()
+    return (q.array, pages.k, pages.v, pages.table, np.array(batch.slots, np.int32)), call
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_pages(layout: str, device: Device) -> None:
+    rng = np.random.default_rng(2)
+    batch = random_batch((1,), ("causal",), lengths=([1, 5, 0, 33, 2], [17, 5, 9, 33, 0]))
+    arrays, call = pages_of(batch, rng, device, layout)
+    step = prepare("sdpa_paged", *arrays, **call, return_lse=True)
+    for layer in (arrays[:3], tuple(like(x, rng) for x in arrays[:3])):
+        check_run(step, "sdpa_paged", (*layer, *arrays[3:]), call | {"return_lse": True})
+
+
+def test_score_arrays_of_each_layer(device: Device) -> None:
+    """Those prepared with stand in where run() is given none."""
+    rng = np.random.default_rng(3)
+    q, k = rng.standard_normal((2, 1, 4, 3, 16), np.float32)
+    sinks, slopes = rng.standard_normal((2, 4), np.float32)
+    mask = rng.random((3, 3)) < 0.7
+    call = {"sinks": sinks, "alibi_slopes": slopes, "mask": mask, "device": device}
+    step = prepare("sdpa", q, k, k, **call)
+    check_run(step, "sdpa", (q, k, k), call)
+    check_run(step, "sdpa", (q, k, k), call, sinks=sinks + 1)
+    check_run(step, "sdpa", (q, k, k), call, alibi_slopes=slopes * 2, mask=~mask)
+
+
+def test_out_of_the_callers(device: Device) -> None:
+    rng = np.random.default_rng(4)
+    q = rng.standard_normal((1, 4, 3, 16), np.float32).astype(np.float16)
+    plain = sdpa(q, q, q, device=device)
+    step = prepare("sdpa", q, q, q, device=device)
+    out = np.empty_like(q)
+    assert step.run(q, q, q, out) is out
+    assert same_bits(out, plain)
+    wide = np.empty((1, 4, 3, 32), np.float32)[..., :16]
+    step = prepare("sdpa", q, q, q, out=wide, device=device)
+    assert step.run(q, q, q, out=wide) is wide
+    assert same_bits(wide, sdpa(q, q, q, out=wide.copy(), device=device))
+    with pytest.raises(InvalidArgument, match="run: out: has other strides, prepared for"):
+        step.run(q, q, q, np.empty((1, 4, 3, 16), np.float32))
+    with pytest.raises(UnsupportedDType, match="run: out: dtype f16, prepared for f32"):
+        step.run(q, q, q)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def test_lengths_grow_within_the_capacity(device: Device) -> None:
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((2, 4, 1, 16), np.float32)
+    k, v = rng.standard_normal((2, 2, 2, 300, 16), np.float32)
+    call = {"causal": True, "window": 40, "device": device}
+    step = prepare("sdpa", q, k, v, kv_lengths=[1, 1], **call)
+    assert step.kv_capacity == 300
+    scratch = device.empty([max(step.scratch_bytes, 1)], "u8")
+    for lengths in ([1, 2], [299, 3], [300, 300]):
+        step.update(kv_lengths=np.array(lengths))
+        check_run(step, "sdpa", (q, k, v), call | {"kv_lengths": lengths})
+        got = step.run(q, k, v, scratch=scratch)
+        assert same_bits(got, sdpa(q, k, v, **call, kv_lengths=lengths))
+    step.update(window=None, causal=False, kv_lengths=7)
+    check_run(step, "sdpa", (q, k, v), {"device": device, "kv_lengths": 7})
+    with pytest.raises(InvalidArgument, match="update: kv_lengths: 301, takes 0 to the 300"):
+        step.update(kv_lengths=[301, 1])
+    with pytest.raises(InvalidArgument, match="update: kv_lengths: 3 entries, but the batch has 2"):
+        step.update(kv_lengths=[1, 1, 1])
+    check_run(step, "sdpa", (q, k, v), {"device": device, "kv_lengths": 7})
+
+
+def test_a_paged_step_reads_its_table_and_takes_another(device: Device) -> None:
+    rng = np.random.default_rng(6)
+    batch = random_batch((2,), ("causal",), lengths=([1, 1, 1], [17, 4, 9]))
+    arrays, call = pages_of(batch, rng, device)
+    table = arrays[3]
+    step = prepare("sdpa_paged", *arrays, **call)
+    assert step.kv_capacity == table.shape[1] * 4
+    free = sorted(set(range(len(arrays[1]))) - set(table.ravel().tolist()))
+    lengths = arrays[4] + 1
+    with pytest.raises(InvalidArgument, match=r"update: block_table: page -?\d+ of sequence 1"):
+        step.update(kv_lengths=lengths)
+    check_run(step, "sdpa_paged", arrays, call)
+    table[1, 1] = free[0]
+    arrays[1][free[0]] = arrays[2][free[0]] = 0.5
+    step.update(kv_lengths=lengths, block_table=table)
+    check_run(step, "sdpa_paged", (*arrays[:4], lengths), call)
+    other = table.copy()
+    other[0, 0], other[2, 0] = table[2, 0], table[0, 0]
+    step.update(block_table=other)
+    check_run(step, "sdpa_paged", (*arrays[:3], other, lengths), call)
+    with pytest.raises(InvalidArgument, match="update: block_table: shape"):
+        step.update(block_table=table[:, :-1])
+    with pytest.raises(UnsupportedDType, match="update: block_table: dtype i64, prepared for i32"):
+        step.update(block_table=table.astype(np.int64))
+    with pytest.raises(InvalidArgument, match=r"kv_lengths: 99 of sequence 0, takes 0 to the"):
+        step.update(kv_lengths=[99, 1, 1])
+    check_run(step, "sdpa_paged", (*arrays[:3], other, lengths), call)
+
+
+def test_each_sequence_of_a_list_of_pages_has_its_own_reach(device: Device) -> None:
+    rng = np.random.default_rng(7)
+    k = rng.standard_normal((4, 4, 2, 16), np.float32)
+    q = rng.standard_normal((2, 4, 1, 16), np.float32)
+    table = ([0, 3, 4], np.array([2, 0, 3, 1]))
+    step = prepare("sdpa_paged", q, k, k, table, [9, 3], device=device)
+    assert step.kv_capacity == 12
+    step.update(kv_lengths=[12, 4])
+    check_run(step, "sdpa_paged", (q, k, k, table, [12, 4]), {"device": device})
+    with pytest.raises(
+        InvalidArgument, match="kv_lengths: 5 of sequence 1, takes 0 to the 4 slots"
+    ):
+        step.update(kv_lengths=[12, 5])
+
+
+def test_masks_and_kv_capacity_bound_what_update_may_bring(device: Device) -> None:
+    rng = np.random.default_rng(8)
+    q = rng.standard_normal((5, 4, 16), np.float32)
+    k = rng.standard_normal((20, 2, 16), np.float32)
+    ends = ([0, 2, 5], [0, 8, 20])
+    mask = rng.random((5, 10)) < 0.8
+    call = {"kv_lengths": [3, 4], "device": device}
+    assert prepare("sdpa_varlen", q, k, k, *ends, **call).kv_capacity == 12
+    step = prepare("sdpa_varlen", q, k, k, *ends, **call, mask=mask)
+    assert step.kv_capacity == 10
+    step.update(kv_lengths=[8, 10])
+    check_run(step, "sdpa_varlen", (q, k, k, *ends), call | {"kv_lengths": [8, 10], "mask": mask})
+    with pytest.raises(InvalidArgument, match="update: kv_lengths: 11"):
+        step.update(kv_lengths=[8, 11])
+    short = prepare("sdpa_varlen", q, k, k, *ends, **call, kv_capacity=6)
+    with pytest.raises(InvalidArgument, match="update: kv_lengths: 7, takes 0 to the 6"):
+        short.update(kv_lengths=[7, 1])
+    for bad in (3, 13):
+        with pytest.raises(InvalidArgument, match=f"prepare: kv_capacity: {bad}, takes 4 to 12"):
+            prepare("sdpa_varlen", q, k, k, *ends, **call, kv_capacity=bad)
+
+
+# --- graphs --------------------------------------------------------------------------------------
+
+
+def test_recorded_and_replayed(device: Device) -> None:
+    rng = np.random.default_rng(9)
+    registry = metal_sdpa.KernelRegistry(device)
+    arrays = [rng.standard_normal((2, 2, n, 16), np.float32) for n in (1, 50, 50)]
+    buffers = [device.empty(x.shape, "f32") for x in arrays]
+    for buffer, array in zip(buffers, arrays, strict=True):
+        buffer.numpy()[...] = array
+    out = device.empty(arrays[0].shape, "f32")
+    step = prepare("sdpa", *arrays, kv_lengths=20, device=device)
+    operands = metal_sdpa.SdpaOperands(**dict(zip("qkv", buffers, strict=True)), out=out)
+    encoder = device.command_encoder()
+    encoder.begin_capture()
+    step.encode(encoder, registry, operands)
+    graph = encoder.end_capture()
+    del operands, step
+    gc.collect()
+    for length in (20, 50):
+        graph.update(0, kv_seq_len=length)
+        encoder = device.command_encoder()
+        graph.replay(encoder)
+        encoder.commit_and_wait()
+        wanted = sdpa(*arrays, kv_lengths=length, device=device)
+        assert same_bits(out.numpy().copy(), wanted)
+
+
+def test_the_table_outlives_its_array(device: Device) -> None:
+    """What is recorded keeps the memory of a table that nobody else holds."""
+    rng = np.random.default_rng(10)
+    registry = metal_sdpa.KernelRegistry(device)
+    k = rng.standard_normal((3, 4, 2, 16), np.float32)
+    q = rng.standard_normal((1, 4, 1, 16), np.float32)
+    table = np.array([[2, 0]], np.int64)
+    wanted = sdpa_paged(q, k, k, table, [7], device=device)
+    step = prepare("sdpa_paged", q, k, k, table, [7], device=device)
+    buffers = [device.empty(x.shape, "f32") for x in (q, k)]
+    for buffer, array in zip(buffers, (q, k), strict=True):
+        buffer.numpy()[...] = array
+    out = device.empty(q.shape, "f32")
+    encoder = device.command_encoder()
+    operands = metal_sdpa.SdpaOperands(q=buffers[0], k=buffers[1], v=buffers[1], out=out)
+    step.encode(encoder, registry, operands)
+    del table, step, operands
+    gc.collect()
+    noise = [np.full((1, 2), 10**9, np.int64) for _ in range(50)]
+    encoder.commit_and_wait()
+    assert same_bits(out.numpy().copy(), wanted)
+    assert len(noise) == 50
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_arrays_that_differ(device: Device) -> None:
+    rng = np.random.default_rng(11)
+    q, k = rng.standard_normal((2, 2, 4, 8, 16), np.float32)
+    step = prepare("sdpa", q, k, k, device=device)
+    with pytest.raises(
+        InvalidArgument, match=r"run: k: shape \[2, 4, 7, 16\], prepared for \[2, 4"
+    ):
+        step.run(q, k[:, :, :7], k)
+    with pytest.raises(
+        InvalidArgument, match=r"run: q: strides .*, prepared for \[512, 128, 16, 1"
+    ):
+        step.run(np.asfortranarray(q.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)[::1], k, k)
+    with pytest.raises(UnsupportedDType, match="run: v: dtype f16, prepared for f32"):
+        step.run(q, k, k.astype(np.float16))
+    with pytest.raises(InvalidArgument, match="run: mask: is given, but was not when prepared"):
+        step.run(q, k, k, mask=np.ones((8, 8), bool))
+    with pytest.raises(InvalidArgument, match="run: q: shape"):
+        step.run(q[0], k, k)
+    with pytest.raises(InvalidType, match="run: scratch: got"):
+        step.run(q, k, k, scratch=np.empty(8))
+    with pytest.raises(InvalidArgument, match="overlaps"):
+        step.run(q, k, k, q)
+    rows = prepare("sdpa_varlen", q[0], k[0], k[0], [0, 4], [0, 4], device=device)
+    with pytest.raises(
+        InvalidArgument, match=r"run: q: shape \[3, 8, 16\], prepared for \[4, 8, 16"
+    ):
+        rows.run(q[0][:3], k[0], k[0])
+    call = {"layout": "HND", "device": device}
+    pages = prepare("sdpa_paged", q, k, k, np.array([[0], [1]]), [3, 2], **call)
+    with pytest.raises(
+        InvalidArgument, match=r"k_pages: shape \[1, 4, 8, 16\], prepared for \[2, 4"
+    ):
+        pages.run(q, k[:1], k)
+
+
+def test_what_prepare_and_update_refuse(device: Device) -> None:
+    q = np.ones((1, 2, 3, 8), np.float32)
+    with pytest.raises(TypeError, match="prepare: call: is missing"):
+        prepare()
+    with pytest.raises(InvalidType, match="prepare: call: got an int"):
+        prepare(3)
+    with pytest.raises(InvalidArgument, match='prepare: call: "sdpb", takes "sdpa", "sdpa_varlen"'):
+        prepare("sdpb", q, q, q)
+    with pytest.raises(TypeError, match="sdpa: v: is missing"):
+        prepare("sdpa", q, q)
+    with pytest.raises(TypeError, match="sdpa: got an unexpected argument 'windw'"):
+        prepare("sdpa", q, q, q, windw=3)
+    with pytest.raises(InvalidArgument, match="sdpa: k: "):
+        prepare("sdpa", q, q[..., :4], q)
+    step = prepare("sdpa", q, q, q, device=device)
+    with pytest.raises(InvalidArgument, match="update: nothing to change is given"):
+        step.update()
+    with pytest.raises(TypeError, match="update: got an unexpected argument 'scale'"):
+        step.update(scale=3)
+    with pytest.raises(InvalidArgument, match="update: block_table: is given, but sdpa has none"):
+        step.update(block_table=np.array([[0]]))
+    rows = prepare("sdpa_varlen", q[0], q[0], q[0], [0, 2], [0, 2], device=device)
+    with pytest.raises(InvalidArgument, match="update: query_lengths: is given, but rows"):
+        rows.update(query_lengths=[1])
+    with pytest.raises(InvalidArgument, match="update: kv_starts: is given, but sdpa_varlen"):
+        rows.update(kv_starts=[1])
+
+
+def test_from_several_threads(device: Device) -> None:
+    rng = np.random.default_rng(12)
+    q, k = rng.standard_normal((2, 2, 4, 20, 16), np.float32)
+    step = prepare("sdpa", q, k, k, device=device)
+    wanted = sdpa(q, k, k, device=device)
+    wrong: list[int] = []
+
+    def work() -> None:
+        for i in range(20):
+            if not same_bits(step.run(q, k, k), wanted):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_it_tells_of_itself(device: Device) -> None:
+    q = np.ones((2, 4, 1, 16), np.float32)
+    step = prepare("sdpa", q, q, q, device=device, kv_capacity=1)
+    assert repr(step) == 'Prepared("sdpa", batch=2, n_heads=4, kv_capacity=1)'
+    assert step.plan == metal_sdpa.plan(q, q, q, device=device).split("copies")[0]
+    assert step.problem.n_heads == 4
