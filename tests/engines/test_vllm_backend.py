@@ -174,6 +174,19 @@ def run(config: Any, batch: Batch, causal: bool | torch.Tensor = True, **options
     return step
 
 
+def count_prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The windows of the calls that are prepared from now on."""
+    windows = []
+    original = metal_sdpa.prepare
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        windows.append(options["window"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr("metal_sdpa.integrations.vllm.backend.prepare", counted)
+    return windows
+
+
 MIXED = ([1, 40, 100, 17, 16, 33], [1, 1, 30, 17, 1, 2])
 
 
@@ -182,38 +195,26 @@ MIXED = ([1, 40, 100, 17, 16, 33], [1, 1, 30, 17, 1, 2])
 def test_a_mixed_batch_is_one_call(
     config: Any, dtype: torch.dtype, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    original = metal_sdpa.sdpa_paged
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        calls.append(options["check_indices"])
-        return original(*arguments, **options)
-
-    monkeypatch.setattr("metal_sdpa.integrations.vllm.backend.sdpa_paged", counted)
+    calls = count_prepared(monkeypatch)
     batch = Batch(*MIXED, dtype)
     run(config, batch, sliding_window=window)
-    assert calls == [True]
+    assert len(calls) == 1
     batch.require_float64(window=-1 if window is None else window)
 
 
-def test_page_numbers_are_checked_once_a_step_and_window(
+def test_a_step_is_prepared_once_for_all_layers_alike(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = []
-    original = metal_sdpa.sdpa_paged
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        checks.append(options["check_indices"])
-        return original(*arguments, **options)
-
-    monkeypatch.setattr("metal_sdpa.integrations.vllm.backend.sdpa_paged", counted)
+    calls = count_prepared(monkeypatch)
     batch = Batch(*MIXED)
     full, narrow = make_impl(config), make_impl(config, sliding_window=5)
     batch.fill(full)
     step = build(config, batch.common())
-    for impl in (narrow, full, full, narrow):
+    for impl, window in ((narrow, 5), (full, -1), (full, -1), (narrow, 5)):
+        batch.output[: int(batch.starts[-1])] = float("nan")
         impl.forward(None, batch.q, batch.k, batch.v, batch.cache, step, batch.output)
-    assert checks == [True, True, False, False]
+        batch.require_float64(window=window)
+    assert calls == [(4, 0), None]
 
 
 def test_bad_page_numbers_and_slots_raise(config: Any) -> None:
@@ -228,7 +229,7 @@ def test_bad_page_numbers_and_slots_raise(config: Any) -> None:
     step = build(config, batch.common())
     with pytest.raises(metal_sdpa.InvalidArgument, match="block_table"):
         impl.forward(None, batch.q, batch.k, batch.v, batch.cache, step, batch.output)
-    assert not step.windows_checked
+    assert not step.prepared
 
 
 @pytest.mark.parametrize("window", [None, 9])

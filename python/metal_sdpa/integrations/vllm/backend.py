@@ -23,7 +23,14 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 
-from metal_sdpa import InvalidArgument, Unsupported, sdpa_paged, sdpa_varlen, write_kv
+from metal_sdpa import (
+    InvalidArgument,
+    Prepared,
+    Unsupported,
+    prepare,
+    sdpa_varlen,
+    write_kv,
+)
 
 from .threads import follow_openmp
 
@@ -62,8 +69,8 @@ class MetalSdpaMetadata(CPUAttentionMetadata):  # type: ignore[misc]
 
     runs: list[Run] = field(default_factory=list)
 
-    windows_checked: set[int] = field(default_factory=set)
-    """Windows under which a layer of this step has had the page numbers checked."""
+    prepared: dict[Any, Prepared] = field(default_factory=dict)
+    """Calls by what makes layers and runs differ."""
 
 
 class MetalSdpaMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
@@ -117,6 +124,8 @@ class MetalSdpaImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         _require_plain_cache(self.kv_cache_dtype)
         self._softcap = self.logits_soft_cap or None
+        has_sinks, has_slopes = self.sinks is not None, self.alibi_slopes is not None
+        self._settings = (self.scale, self.sliding_window, self._softcap, has_sinks, has_slopes)
         self._pages_of: Tensor | None = None
         self._pages: tuple[Tensor, Tensor] | None = None
         follow_openmp()
@@ -159,28 +168,13 @@ class MetalSdpaImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             self._attend_packed(query, key, value, step, output)
             return output
         k_pages, v_pages = self._cache_pages(kv_cache, output.shape[-1])
-        unchecked = self.sliding_window not in step.windows_checked
-        if unchecked:
+        if not step.prepared:
             _require_slots(step.slot_mapping, k_pages)
         for run in step.runs:
-            sdpa_paged(
-                query[run.rows],
-                k_pages,
-                v_pages,
-                run.block_table,
-                run.kv_lengths,
-                cu_seqlens_q=run.cu_seqlens_q,
-                causal=run.causal,
-                scale=self.scale,
-                window=self._window(run.causal),
-                softcap=self._softcap,
-                sinks=self.sinks,
-                alibi_slopes=self.alibi_slopes,
-                layout="HND",
-                check_indices=unchecked,
-                out=output[run.rows],
+            q, out = query[run.rows], output[run.rows]
+            self._prepared(step, run, q, k_pages, v_pages, out).run(
+                q, k_pages, v_pages, out, sinks=self.sinks, alibi_slopes=self.alibi_slopes
             )
-        step.windows_checked.add(self.sliding_window)
         return output
 
     def do_kv_cache_update(
@@ -229,6 +223,37 @@ class MetalSdpaImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             alibi_slopes=self.alibi_slopes,
             out=output[rows],
         )
+
+    def _prepared(
+        self, step: MetalSdpaMetadata, run: Run, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+    ) -> Prepared:
+        """The call of a run, planned and its page numbers checked by the first layer like this."""
+        key = (
+            run.rows.start,
+            self._settings,
+            *((x.dtype, x.shape, x.stride()) for x in (q, k, v, out)),
+        )
+        found = step.prepared.get(key)
+        if found is None:
+            found = prepare(
+                "sdpa_paged",
+                q,
+                k,
+                v,
+                run.block_table,
+                run.kv_lengths,
+                cu_seqlens_q=run.cu_seqlens_q,
+                causal=run.causal,
+                scale=self.scale,
+                window=self._window(run.causal),
+                softcap=self._softcap,
+                sinks=self.sinks,
+                alibi_slopes=self.alibi_slopes,
+                layout="HND",
+                out=out,
+            )
+            step.prepared[key] = found
+        return found
 
     def _window(self, causal: bool) -> tuple[int, int] | None:
         """vLLM counts a window's keys with the query's own, on each side where it has two."""
