@@ -217,6 +217,22 @@ def test_a_step_is_prepared_once_for_all_layers_alike(
     assert calls == [(4, 0), None]
 
 
+def test_layers_share_a_plan_and_no_sinks_or_slopes(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_prepared(monkeypatch)
+    batch = Batch(*MIXED)
+    batch.fill(make_impl(config))
+    step = build(config, batch.common())
+    for layer in range(3):
+        sinks = torch.tensor([0.5, -1.0, 2.0, 3.0]) * layer
+        slopes = [0.5 / (layer + 1), 0.25, 0.125, 0.1 * layer]
+        impl = make_impl(config, sinks=sinks, alibi_slopes=slopes)
+        impl.forward(None, batch.q, batch.k, batch.v, batch.cache, step, batch.output)
+        batch.require_float64(sinks=sinks, slopes=torch.tensor(slopes))
+    assert len(calls) == 1
+
+
 def test_bad_page_numbers_and_slots_raise(config: Any) -> None:
     batch = Batch(*MIXED)
     impl = make_impl(config)
