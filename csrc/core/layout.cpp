@@ -96,6 +96,60 @@ bool rows_overlap(const std::vector<std::int64_t>& a, std::int64_t a_bytes,
   return false;
 }
 
+struct ByteRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// The addresses that a view spans; false where 64 bits do not count them.
+bool byte_range(const TensorView& view, std::int64_t base, ByteRange& range) {
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+  if (!element_extent(view, first, last)) return false;
+  range = {base + first * view.element_size, base + (last + 1) * view.element_size};
+  return true;
+}
+
+struct AxisField {
+  std::int64_t TensorView::* count;
+  std::int64_t TensorLayout::* stride;
+};
+
+constexpr std::array<AxisField, 3> kAxisFields = {{
+    {&TensorView::batch, &TensorLayout::batch_stride},
+    {&TensorView::heads, &TensorLayout::head_stride},
+    {&TensorView::rows, &TensorLayout::row_stride},
+}};
+
+/// Leaves out an axis that both views have and whose steps no entry of either reaches over: entry i
+/// of one can only meet entry i of the other, and all pairs lie alike. False where there is none.
+///
+/// Keys and values in halves of the same pages are told apart by it, however many pages there are.
+bool drop_common_axis(TensorView& a, std::int64_t a_base, TensorView& b, std::int64_t b_base) {
+  if (a.element_size != b.element_size) return false;
+  for (const AxisField& axis : kAxisFields) {
+    const std::int64_t count = a.*axis.count;
+    const std::int64_t stride = a.layout.*axis.stride;
+    if (count == 1 || count != b.*axis.count || stride != b.layout.*axis.stride) continue;
+    TensorView a_entry = a;
+    TensorView b_entry = b;
+    a_entry.*axis.count = 1;
+    b_entry.*axis.count = 1;
+    ByteRange a_bytes;
+    ByteRange b_bytes;
+    if (!byte_range(a_entry, a_base, a_bytes) || !byte_range(b_entry, b_base, b_bytes))
+      return false;
+    const std::int64_t span =
+        std::max(a_bytes.end, b_bytes.end) - std::min(a_bytes.begin, b_bytes.begin);
+    const auto size = static_cast<std::uint64_t>(a.element_size);
+    if (magnitude(stride) < (static_cast<std::uint64_t>(span) + size - 1) / size) continue;
+    a = a_entry;
+    b = b_entry;
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 bool overlaps_itself(const TensorView& view) {
@@ -110,16 +164,20 @@ bool overlaps_itself(const TensorView& view) {
 bool views_overlap(const TensorView& a, std::uint64_t a_base, const TensorView& b,
                    std::uint64_t b_base) {
   if (has_no_element(a) || has_no_element(b)) return false;
-  std::int64_t a_first = 0, a_last = 0, b_first = 0, b_last = 0;
-  if (!element_extent(a, a_first, a_last) || !element_extent(b, b_first, b_last)) return true;
   const std::int64_t a_origin = static_cast<std::int64_t>(a_base);
   const std::int64_t b_origin = static_cast<std::int64_t>(b_base);
-  const bool apart =
-      a_origin + (a_last + 1) * a.element_size <= b_origin + b_first * b.element_size ||
-      b_origin + (b_last + 1) * b.element_size <= a_origin + a_first * a.element_size;
-  if (apart) return false;
-  return rows_overlap(sorted_rows(a, a_origin), a.width * a.element_size, sorted_rows(b, b_origin),
-                      b.width * b.element_size);
+  TensorView a_part = a;
+  TensorView b_part = b;
+  do {
+    ByteRange a_bytes;
+    ByteRange b_bytes;
+    if (!byte_range(a_part, a_origin, a_bytes) || !byte_range(b_part, b_origin, b_bytes)) {
+      return true;
+    }
+    if (a_bytes.end <= b_bytes.begin || b_bytes.end <= a_bytes.begin) return false;
+  } while (drop_common_axis(a_part, a_origin, b_part, b_origin));
+  return rows_overlap(sorted_rows(a_part, a_origin), a.width * a.element_size,
+                      sorted_rows(b_part, b_origin), b.width * b.element_size);
 }
 
 }  // namespace metal_sdpa

@@ -86,6 +86,57 @@ TEST_CASE("broadcast views of 2^60 elements are judged without walking them") {
   CHECK(views_overlap(across, 1 << 20, keys, 1 << 20));
 }
 
+TEST_CASE("views of one tensor agree with brute force") {
+  std::mt19937 rng(11);
+  const auto pick = [&rng](int low, int high) {
+    return static_cast<std::int64_t>(std::uniform_int_distribution<int>(low, high)(rng));
+  };
+  int apart = 0;
+  int crossing = 0;
+  for (int round = 0; round < 20000; ++round) {
+    TensorView a = random_view(rng);
+    a.layout.batch_stride *= pick(1, 4);
+    TensorView b = a;
+    b.layout.offset += pick(-12, 12);
+    b.width = pick(1, 4);
+    // One axis may differ, so that not all of them can be left out.
+    if (pick(0, 2) == 0) b.rows = pick(1, 3);
+    if (pick(0, 2) == 0) b.layout.head_stride = pick(-14, 14);
+    const std::vector<std::int64_t> elements = elements_of(a);
+    const std::set<std::int64_t> a_set(elements.begin(), elements.end());
+    bool shared = false;
+    for (const std::int64_t element : elements_of(b)) {
+      shared = shared || a_set.count(element) != 0;
+    }
+    REQUIRE(views_overlap(a, 1 << 20, b, 1 << 20) == shared);
+    REQUIRE(views_overlap(b, 1 << 20, a, 1 << 20) == shared);
+    crossing += shared;
+    apart += !shared;
+  }
+  CHECK(apart > 1000);
+  CHECK(crossing > 1000);
+}
+
+TEST_CASE("keys and values in halves of 2^31 pages are told apart without walking them") {
+  constexpr std::int64_t kHead = 2 * 128 * 64;
+  const TensorView keys{INT32_MAX, 8, 128, 64, {0, 8 * kHead, kHead, 64}, 2};
+  TensorView values = keys;
+  values.layout.offset = kHead / 2;
+  CHECK(!views_overlap(keys, 1 << 20, values, 1 << 20));
+  values.layout.offset -= 1;
+  CHECK(views_overlap(keys, 1 << 20, values, 1 << 20));
+  TensorView interleaved = keys;  // [K | V] in every row
+  interleaved.rows = 64;
+  interleaved.layout.row_stride = 128;
+  values = interleaved;
+  values.layout.offset = 64;
+  CHECK(!views_overlap(interleaved, 1 << 20, values, 1 << 20));
+  values.width = 65;
+  values.heads = 1;
+  values.layout.head_stride = 0;
+  CHECK(views_overlap(interleaved, 1 << 20, values, 1 << 20));
+}
+
 TEST_CASE("views without elements overlap nothing, whatever their strides") {
   const TensorView some{2, 2, 2, 4, {0, 16, 8, 4}, 4};
   for (TensorView none : {TensorView{0, 2, 2, 4, {0, 0, 0, 0}, 4},
