@@ -1,6 +1,4 @@
 // Statuses, and the message of each thread.
-#include <exception>
-#include <new>
 #include <string>
 
 #include "capi/guard.h"
@@ -45,21 +43,13 @@ metal_sdpa_status status_of(ErrorCode code) noexcept {
 
 }  // namespace
 
-metal_sdpa_status take_exception() noexcept {
-  try {
-    throw;
-  } catch (const Error& error) {
-    keep_message(error.what());
-    return status_of(error.code());
-  } catch (const std::bad_alloc&) {
-    keep_message("out of memory");
-    return METAL_SDPA_OUT_OF_MEMORY;
-  } catch (const std::exception& error) {
-    keep_message(error.what());
-  } catch (...) {
-    keep_message("an exception of an unknown type");
-  }
-  return METAL_SDPA_INTERNAL;
+metal_sdpa_status failed(metal_sdpa_status status, const char* text) noexcept {
+  keep_message(text);
+  return status;
+}
+
+metal_sdpa_status failed(const Error& error) noexcept {
+  return failed(status_of(error.code()), error.what());
 }
 
 }  // namespace metal_sdpa::capi

@@ -25,6 +25,9 @@ KNOWN_ISAS = (
     "neon_bf16",
 )
 
+# They multiply pairs of bf16.
+PAIR_ISAS = ("amx_emulated", "avx512_bf16", "avx512_amx", "neon_bf16")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -37,6 +40,11 @@ class Target:
         if self.kind == "cpu":
             return metal_sdpa.Device("cpu", threads=threads, isa=self.isa)
         return metal_sdpa.Device(self.kind)
+
+    def rounds_weights(self, dtype: str) -> bool:
+        """Whether weights are rounded to bf16 before they are multiplied, for an output in bf16
+        alone: one in f32 is then not what that was rounded from."""
+        return dtype == "bf16" and self.isa in PAIR_ISAS
 
     @property
     def limits(self) -> Limits:

@@ -199,7 +199,8 @@ def test_the_axes_of_a_result_lie_in_the_order_of_q(device: Device) -> None:
     assert lse.flags.c_contiguous
 
 
-def test_strided_inputs_and_an_f32_out(device: Device) -> None:
+def test_strided_inputs_and_an_f32_out(target: Target) -> None:
+    device = target.device()
     rng = np.random.default_rng(3)
     batch = random_batch((21,), ("causal",), dtype="bf16", lengths=([3, 1, 20], [3, 18, 20]))
     q, k, v = packed(batch.q, rng), packed(batch.k, rng), packed(batch.v, rng)
@@ -207,7 +208,10 @@ def test_strided_inputs_and_an_f32_out(device: Device) -> None:
     out = np.full((2 * len(q.array), q.array.shape[1], v.array.shape[2]), np.nan, np.float32)[::2]
     plain = sdpa_varlen(q.array, k.array, v.array, q.ends, k.ends, causal=True, device=device)
     sdpa_varlen(*strided, q.ends, k.ends, causal=True, out=out, device=device)
-    assert same_bits(np.ascontiguousarray(out).astype(ml_dtypes.bfloat16), plain)
+    if target.rounds_weights("bf16"):
+        assert np.allclose(out, plain.astype(np.float32), rtol=2**-6, atol=2**-6)
+    else:
+        assert same_bits(np.ascontiguousarray(out).astype(ml_dtypes.bfloat16), plain)
     for b in range(3):
         rows = out[q.ends[b] : q.ends[b + 1]].swapaxes(0, 1)[None]
         assert output_errors(rows, batch.reference(b), "f32").max() <= 1
