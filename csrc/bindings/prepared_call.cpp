@@ -50,6 +50,15 @@ bool has_same_strides(const Array& got, const Array& wanted) {
   return true;
 }
 
+/// Whether the elements of `out` stand alike in both layouts: of an axis of one entry, and of an
+/// array without elements, strides say nothing.
+bool is_same_place(const Array& out, const TensorLayout& a, const TensorLayout& b) {
+  if (out.empty) return true;
+  return (out.shape[0] == 1 || a.batch_stride == b.batch_stride) &&
+         (out.shape[1] == 1 || a.head_stride == b.head_stride) &&
+         (out.shape[2] == 1 || a.row_stride == b.row_stride);
+}
+
 class SameArrays {
  public:
   SameArrays(const SdpaCall& call, const SdpaInputs& got, const SdpaInputs& wanted)
@@ -212,14 +221,15 @@ void PreparedCall::import_arrays(const SdpaCall& call, SdpaInputs& inputs) const
   refuse_traced_arrays(call, inputs);
 }
 
-void PreparedCall::require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs) const {
+void PreparedCall::require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs,
+                                        const Array& out) const {
   const SdpaProblem& got = inputs.problem;
   const SdpaProblem& prepared = inputs_.problem;
   if (got.out_f32 != prepared.out_f32) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(got.out_dtype()),
          ", prepared for ", dtype_name(prepared.out_dtype()));
   }
-  if (got.out == prepared.out) return;
+  if (is_same_place(out, got.out, prepared.out)) return;
   fail_argument(call.name, ": out: ", call.out == nullptr ? "is not given" : "has other strides",
                 ", prepared for strides ",
                 Shape{prepared.out.batch_stride, prepared.out.head_stride, prepared.out.row_stride},
@@ -240,7 +250,7 @@ nb::object PreparedCall::run(const Arrays& arrays, const Buffer& scratch) const 
   refuse_changed_arrays(call, inputs, outputs.out.array);
   make_outputs(call, device, inputs, outputs);
   require_place(call, {call.name, "out"}, outputs.out.array, device);
-  require_prepared_out(call, inputs);
+  require_prepared_out(call, inputs, outputs.out.array);
   refuse_hidden_overlap(call, device, inputs, outputs);
   const PreparedSdpa core = *core_;
   without_gil([&] {

@@ -34,7 +34,7 @@ class PreparedCall {
  private:
   SdpaCall call_with(const Arrays& arrays) const;
   void import_arrays(const SdpaCall& call, SdpaInputs& inputs) const;
-  void require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs) const;
+  void require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs, const Array& out) const;
   Buffer import_new_table(nb::handle value, Array& table) const;
 
   const char* name_;
