@@ -3,6 +3,8 @@
 #include "metal_sdpa/prepared.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <thread>
 
 #include "problems.h"
@@ -283,6 +285,39 @@ TEST_CASE("a page table is checked when it is prepared and when it is updated, a
     CHECK(error_of([&] { PreparedSdpa(device, problem).run(operands); },
                    "run: block_table: the buffer is empty") == ErrorCode::invalid_argument);
   }
+}
+
+TEST_CASE("of two updates at once neither loses the other's table") {
+  const Device device("cpu");
+  std::mt19937 rng(9);
+  const SdpaProblem problem = paged_problem();
+  const SdpaOperands operands = paged_operands(device, rng);
+  const std::array<Buffer, 2> tables{table_of(device, {4, 0, 2, 1, 3, 0}),
+                                     table_of(device, {0, 1, 2, 3, 4, 1})};
+  std::array<std::vector<std::uint8_t>, 2> wanted;
+  for (std::size_t t = 0; t < 2; ++t) {
+    SdpaOperands all = operands;
+    all.block_table = tables[t];
+    sdpa(device, all, problem);
+    wanted[t] = bytes_of(all.out);
+  }
+  REQUIRE(wanted[0] != wanted[1]);
+  PreparedSdpa prepared(device, problem, tables[0]);
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done) prepared.update(problem);
+  });
+  int lost = 0;
+  for (int i = 0; i < 400; ++i) {
+    const std::size_t t = static_cast<std::size_t>(i + 1) % 2;
+    prepared.update(problem, tables[t]);
+    std::this_thread::yield();
+    prepared.run(operands);
+    if (bytes_of(operands.out) != wanted[t]) ++lost;
+  }
+  done = true;
+  other.join();
+  CHECK(lost == 0);
 }
 
 TEST_CASE("memory that does not fit is refused as sdpa() refuses it") {

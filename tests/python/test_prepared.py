@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,68 @@ def test_out_of_the_callers(device: Device) -> None:
         step.run(q, q, q)
 
 
+def test_an_out_that_lies_elsewhere_than_the_prepared_one(device: Device) -> None:
+    rng = np.random.default_rng(13)
+    q = rng.standard_normal((2, 4, 3, 16), np.float32)
+    tokens_first = np.empty((2, 3, 4, 16), np.float32).transpose(0, 2, 1, 3)
+    step = prepare("sdpa", q, q, q, out=tokens_first, device=device)
+    assert step.run(q, q, q, tokens_first) is tokens_first
+    assert same_bits(tokens_first, sdpa(q, q, q, device=device))
+    with pytest.raises(InvalidArgument, match="run: out: is not given, prepared for strides"):
+        step.run(q, q, q)
+    with pytest.raises(InvalidArgument, match="run: out: has other strides, prepared for"):
+        step.run(q, q, q, np.empty_like(q))
+
+
+class Foreign:
+    """An array of a library whose results are row-major, whatever q's order; `meanwhile` runs as it
+    is read."""
+
+    def __init__(self, *arrays: np.ndarray, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.arrays = list(arrays)
+        self.meanwhile = meanwhile
+
+    def __dlpack__(self, **options: Any) -> Any:
+        self.meanwhile()
+        array = self.arrays.pop(0) if len(self.arrays) > 1 else self.arrays[0]
+        return array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def __array_namespace__(self) -> Any:
+        return np
+
+
+def test_a_result_of_another_order_than_the_prepared_one(device: Device) -> None:
+    rng = np.random.default_rng(14)
+    q = rng.standard_normal((2, 3, 4, 16), np.float32).transpose(0, 2, 1, 3)
+    for first, second in ((q, Foreign(q)), (Foreign(q), q)):
+        step = prepare("sdpa", first, q, q, device=device)
+        check_run(step, "sdpa", (first, q, q), {"device": device})
+        with pytest.raises(InvalidArgument, match="run: out: is not given, prepared for strides"):
+            step.run(second, q, q)
+
+
+def test_strides_of_one_entry_and_of_none_do_not_matter(device: Device) -> None:
+    rng = np.random.default_rng(15)
+    q, k = (rng.standard_normal((2, 4, n, 16), np.float32) for n in (1, 9))
+    step = prepare("sdpa", q, k, k, device=device)
+    out = np.empty((2, 1, 4, 16), np.float32).transpose(0, 2, 1, 3)
+    assert step.run(q, k, k, out) is out
+    assert same_bits(out, sdpa(q, k, k, device=device))
+    other = np.lib.stride_tricks.as_strided(q, q.shape, (*q.strides[:2], 4, 4))
+    check_run(step, "sdpa", (other, k, k), {"device": device})
+    for shape in ((0, 4, 3, 16), (2, 4, 0, 16)):
+        nothing = np.empty(shape, np.float32)
+        keys = k[: shape[0]]
+        step = prepare("sdpa", nothing, keys, keys, device=device)
+        out = np.empty_like(nothing)
+        assert step.run(nothing, keys, keys, out) is out
+        step = prepare("sdpa", nothing, keys, keys, out=out, device=device)
+        assert step.run(nothing, keys, keys).shape == shape
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 
@@ -191,6 +254,100 @@ def test_a_paged_step_reads_its_table_and_takes_another(device: Device) -> None:
     with pytest.raises(InvalidArgument, match=r"kv_lengths: 99 of sequence 0, takes 0 to the"):
         step.update(kv_lengths=[99, 1, 1])
     check_run(step, "sdpa_paged", (*arrays[:3], other, lengths), call)
+
+
+def small_pages(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    k = rng.standard_normal((6, 4, 2, 16), np.float32)
+    q = rng.standard_normal((2, 4, 1, 16), np.float32)
+    return q, k, np.array([[0, 1, 2], [3, 4, 5]], np.int32)
+
+
+def test_a_table_that_is_written_to_counts_from_the_next_update(device: Device) -> None:
+    rng = np.random.default_rng(16)
+    q, k, table = small_pages(rng)
+    step = prepare("sdpa_paged", q, k, k, table, [5, 4], device=device)
+    table[:] = table[::-1].copy()
+    step.update(kv_lengths=[9, 12])
+    check_run(step, "sdpa_paged", (q, k, k, table, [9, 12]), {"device": device})
+    table[1, 2] = 6
+    with pytest.raises(InvalidArgument, match="update: block_table: page 6 of sequence 1, entry 2"):
+        step.update(kv_lengths=[9, 12])
+
+
+def test_out_over_pages(device: Device) -> None:
+    rng = np.random.default_rng(17)
+    q, k, table = small_pages(rng)
+    step = prepare("sdpa_paged", q, k, k, table, [9, 4], device=device)
+    out = np.empty_like(q)
+    assert step.run(q, k, k, out) is out
+    assert same_bits(out, sdpa_paged(q, k, k, table, [9, 4], device=device))
+    with pytest.raises(InvalidArgument, match="overlaps"):
+        step.run(q, k, k, k.reshape(-1)[: q.size].reshape(q.shape))
+
+
+def test_a_table_that_is_another_one_each_time_it_is_read(device: Device) -> None:
+    q, k, table = small_pages(np.random.default_rng(18))
+    for other in (np.asfortranarray(table), table[:, ::-1], table[:, :2]):
+        with pytest.raises(InvalidArgument, match="sdpa_paged: block_table: s"):
+            prepare("sdpa_paged", q, k, k, Foreign(table, other), [9, 4], device=device)
+    step = prepare("sdpa_paged", q, k, k, Foreign(table), [9, 4], device=device)
+    check_run(step, "sdpa_paged", (q, k, k, table, [9, 4]), {"device": device})
+
+
+def test_a_batch_of_no_sequence_moves_on(device: Device) -> None:
+    q, k, table = small_pages(np.random.default_rng(19))
+    none = np.zeros(0, np.int32)
+    step = prepare("sdpa_paged", q[:0], k, k, table[:0], none, device=device)
+    for lengths in (none, [], 7):
+        step.update(kv_lengths=lengths)
+        assert step.run(q[:0], k, k).shape == (0, 4, 1, 16)
+    step = prepare("sdpa", q[:0], k[:0], k[:0], device=device)
+    step.update(kv_lengths=[], kv_starts=none.tolist())
+    assert step.run(q[:0], k[:0], k[:0]).shape == (0, 4, 1, 16)
+
+
+def test_a_table_may_reach_further_than_a_problem(device: Device) -> None:
+    q, k, _ = small_pages(np.random.default_rng(20))
+    table = np.broadcast_to(np.zeros((1, 1), np.int32), (2, 2**30))
+    if device.kind != "cpu":
+        pytest.skip("host tables are copied")
+    step = prepare("sdpa_paged", q, k, k, table, [9, 4], device=device)
+    assert step.kv_capacity == 2**31 - 1
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_scratch_bytes_are_enough_after_each_update(threads: int) -> None:
+    device = Device("cpu", threads=threads)
+    rng = np.random.default_rng(21)
+    q = rng.standard_normal((2, 4, 100, 32), np.float32)
+    k = rng.standard_normal((2, 4, 3000, 32), np.float32)
+    step = prepare("sdpa", q, k, k, causal=True, device=device)
+    needed = set()
+    changes: dict[str, Any] = {"causal": True, "device": device}
+    for change in ({"kv_lengths": [3000, 20]}, {"query_lengths": 1}, {"query_lengths": [100, 1]}):
+        step.update(**change)
+        changes |= change
+        needed.add(step.scratch_bytes)
+        scratch = device.empty([max(step.scratch_bytes, 1)], "u8")
+        scratch.numpy()[:] = 255
+        assert same_bits(step.run(q, k, k, scratch=scratch), sdpa(q, k, k, **changes))
+        if step.scratch_bytes > 0:
+            with pytest.raises(InvalidArgument, match="run: scratch: "):
+                step.run(q, k, k, scratch=scratch.slice_view(0, step.scratch_bytes // 2))
+    assert max(needed) > 0
+
+
+def test_an_update_in_the_middle_of_a_run(device: Device) -> None:
+    """An array that moves the step on as it is read: the run is that of the step it began with, or
+    of the next, on the arrays that it was given."""
+    rng = np.random.default_rng(22)
+    q, k = (rng.standard_normal((2, 4, n, 16), np.float32) for n in (3, 50))
+    step = prepare("sdpa", q, k, k, kv_lengths=10, device=device)
+
+    got = step.run(q, Foreign(k, meanwhile=lambda: step.update(kv_lengths=20)), k)
+    wanted = [sdpa(q, k, k, kv_lengths=n, device=device) for n in (10, 20)]
+    assert any(same_bits(got, w) for w in wanted)
+    check_run(step, "sdpa", (q, k, k), {"kv_lengths": 20, "device": device})
 
 
 def test_each_sequence_of_a_list_of_pages_has_its_own_reach(device: Device) -> None:
@@ -307,6 +464,8 @@ def test_arrays_that_differ(device: Device) -> None:
         step.run(q, k, k, scratch=np.empty(8))
     with pytest.raises(InvalidArgument, match="overlaps"):
         step.run(q, k, k, q)
+    with pytest.raises(InvalidType, match="run: q: got None"):
+        step.run(None, k, k)
     rows = prepare("sdpa_varlen", q[0], k[0], k[0], [0, 4], [0, 4], device=device)
     with pytest.raises(
         InvalidArgument, match=r"run: q: shape \[3, 8, 16\], prepared for \[4, 8, 16"
@@ -339,6 +498,10 @@ def test_what_prepare_and_update_refuse(device: Device) -> None:
         step.update()
     with pytest.raises(TypeError, match="update: got an unexpected argument 'scale'"):
         step.update(scale=3)
+    with pytest.raises(InvalidArgument, match="update: names: holds a lone surrogate"):
+        step.update(**{"\udc80": 3})
+    with pytest.raises(TypeError, match="sdpa: got an unexpected argument"):
+        prepare("sdpa", q, q, q, **{"\udc80": 3})
     with pytest.raises(InvalidArgument, match="update: block_table: is given, but sdpa has none"):
         step.update(block_table=np.array([[0]]))
     rows = prepare("sdpa_varlen", q[0], q[0], q[0], [0, 2], [0, 2], device=device)
