@@ -45,8 +45,8 @@ class METAL_SDPA_API PreparedSdpa {
 
   /// Plans anew for other lengths, starts or windows, at most kv_capacity keys. A table that is
   /// given takes the place of the prepared one; either is checked as the constructor does.
-  /// InvalidArgument, and nothing changes, where the problem would not be valid. Of two at once each
-  /// counts, one after the other.
+  /// InvalidArgument, and nothing changes, where the problem would not be valid. Of two at once
+  /// each counts, one after the other.
   void update(const Visibility& visibility, const Buffer& block_table = {});
 
  private:
