@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -269,7 +270,12 @@ def test_a_table_that_is_written_to_counts_from_the_next_update(device: Device) 
     table[:] = table[::-1].copy()
     step.update(kv_lengths=[9, 12])
     check_run(step, "sdpa_paged", (q, k, k, table, [9, 12]), {"device": device})
-    table[1, 2] = 6
+    other = table[:, ::-1].copy()
+    step.update(block_table=other)
+    other[:] = table
+    step.update(kv_lengths=[10, 12])
+    check_run(step, "sdpa_paged", (q, k, k, table, [10, 12]), {"device": device})
+    other[1, 2] = 6
     with pytest.raises(InvalidArgument, match="update: block_table: page 6 of sequence 1, entry 2"):
         step.update(kv_lengths=[9, 12])
 
@@ -337,6 +343,24 @@ def test_scratch_bytes_are_enough_after_each_update(threads: int) -> None:
     assert max(needed) > 0
 
 
+def test_scratch_right_behind_an_operand(device: Device) -> None:
+    if device.kind != "cpu":
+        pytest.skip("arrays are copied")
+    rng = np.random.default_rng(23)
+    q, k = (rng.standard_normal((1, 2, n, 64), np.float32) for n in (1, 4000))
+    step = prepare("sdpa", q, k, k, device=device)
+    memory = device.empty([k.nbytes + step.scratch_bytes], "u8")
+    keys = memory.slice_view(0, k.nbytes).numpy().view(np.float32).reshape(k.shape)
+    keys[...] = k
+    scratch = memory.slice_view(k.nbytes, step.scratch_bytes)
+    wanted = sdpa(q, k, k, device=device)
+    assert same_bits(step.run(q, keys, keys, scratch=scratch), wanted)
+    assert same_bits(keys, k)
+    one_byte_over = memory.slice_view(k.nbytes - 1, step.scratch_bytes)
+    with pytest.raises(InvalidArgument, match="run: scratch: overlaps k"):
+        step.run(q, keys, keys, scratch=one_byte_over)
+
+
 def test_an_update_in_the_middle_of_a_run(device: Device) -> None:
     """An array that moves the step on as it is read: the run is that of the step it began with, or
     of the next, on the arrays that it was given."""
@@ -363,6 +387,10 @@ def test_each_sequence_of_a_list_of_pages_has_its_own_reach(device: Device) -> N
         InvalidArgument, match="kv_lengths: 5 of sequence 1, takes 0 to the 4 slots"
     ):
         step.update(kv_lengths=[12, 5])
+    with pytest.raises(InvalidArgument, match="kv_lengths: 5 of sequence 1, takes"):
+        step.update(kv_lengths=5)
+    step.update(kv_lengths=4)
+    check_run(step, "sdpa_paged", (q, k, k, table, 4), {"device": device})
 
 
 def test_masks_and_kv_capacity_bound_what_update_may_bring(device: Device) -> None:
@@ -379,6 +407,11 @@ def test_masks_and_kv_capacity_bound_what_update_may_bring(device: Device) -> No
     check_run(step, "sdpa_varlen", (q, k, k, *ends), call | {"kv_lengths": [8, 10], "mask": mask})
     with pytest.raises(InvalidArgument, match="update: kv_lengths: 11"):
         step.update(kv_lengths=[8, 11])
+    rows = np.array([[True], [False], [True], [True], [False]])
+    step = prepare("sdpa_varlen", q, k, k, *ends, **call, mask=rows)
+    assert step.kv_capacity == 12
+    step.update(kv_lengths=[8, 12])
+    check_run(step, "sdpa_varlen", (q, k, k, *ends), call | {"kv_lengths": [8, 12], "mask": rows})
     short = prepare("sdpa_varlen", q, k, k, *ends, **call, kv_capacity=6)
     with pytest.raises(InvalidArgument, match="update: kv_lengths: 7, takes 0 to the 6"):
         short.update(kv_lengths=[7, 1])
@@ -413,6 +446,36 @@ def test_recorded_and_replayed(device: Device) -> None:
         encoder.commit_and_wait()
         wanted = sdpa(*arrays, kv_lengths=length, device=device)
         assert same_bits(out.numpy().copy(), wanted)
+
+
+def test_recorded_with_fewer_rows_than_the_arrays_have(device: Device) -> None:
+    """Their plan wants memory for spans, which one of all rows has no use for."""
+    rng = np.random.default_rng(24)
+    length = 4000 if device.kind == "cpu" else 300
+    arrays = [rng.standard_normal((1, 2, n, 32), np.float32) for n in (200, length, length)]
+    buffers = [device.empty(x.shape, "f32") for x in arrays]
+    for buffer, array in zip(buffers, arrays, strict=True):
+        buffer.numpy()[...] = array
+    out = device.empty(arrays[0].shape, "f32")
+    step = prepare("sdpa", *arrays, query_lengths=2, device=device)
+    operands = metal_sdpa.SdpaOperands(**dict(zip("qkv", buffers, strict=True)), out=out)
+    recorder = device.command_encoder()
+    recorder.begin_capture()
+    step.encode(recorder, metal_sdpa.KernelRegistry(device), operands)
+    encoder = device.command_encoder()
+    recorder.end_capture().replay(encoder)
+    encoder.commit_and_wait()
+    assert same_bits(out.numpy().copy(), sdpa(*arrays, query_lengths=2, device=device))
+
+
+def test_memory_of_the_layer_prepared_with_is_not_kept(device: Device) -> None:
+    arrays = [np.ones((1, 2, n, 16), np.float32) for n in (3, 9, 9)]
+    kept = [weakref.ref(x) for x in arrays]
+    step = prepare("sdpa", *(Foreign(x) for x in arrays), out=arrays[0].copy(), device=device)
+    del arrays
+    gc.collect()
+    assert [x() for x in kept] == [None] * 3
+    assert step.kv_capacity == 9
 
 
 def test_the_table_outlives_its_array(device: Device) -> None:
