@@ -2,8 +2,8 @@
 
     python examples/complete_transformers.py --prompt 'class Queue:' --tokens 200
 
-The model is the one of generate.py, as transformers' Llama. Both runs must give the same tokens; then
-their speed is shown. Needs the wheel, torch, transformers and safetensors.
+The model is the one of generate.py, as transformers' Llama. Both runs must give the same tokens;
+then their speed is shown. Needs the wheel, torch, transformers and safetensors.
 """
 
 from __future__ import annotations
