@@ -43,14 +43,12 @@ void make_out(const SdpaCall& call, const Device& device, SdpaInputs& inputs, Re
   const Argument argument{call.name, "q"};
   const Extents shape = out_shape(inputs);
   if (!inputs.tokens.packed) {
-    const bool is_reordered =
-        make_result(argument, device, inputs.q, call.q, problem.dtype, shape.extents, out);
-    if (is_reordered) problem.out = tensor_layout({call.name, "out"}, out.array);
-    return;
+    make_result(argument, device, inputs.q, call.q, problem.dtype, shape.extents, out);
+  } else {
+    const Array like = tokens_first(inputs.q);
+    make_result(argument, device, like, call.q, problem.dtype, shape.extents, out);
+    show_heads_first(out.array);
   }
-  const Array like = tokens_first(inputs.q);
-  make_result(argument, device, like, call.q, problem.dtype, shape.extents, out);
-  show_heads_first(out.array);
   problem.out = tensor_layout({call.name, "out"}, out.array);
 }
 

@@ -38,7 +38,7 @@ PreparedCall* prepare(const nb::args& given, const nb::kwargs& options) {
   nb::list names;
   nb::handle kv_capacity;
   for (const auto& [key, value] : options) {
-    if (nb::cast<std::string>(key) == "kv_capacity") {
+    if (PyUnicode_CompareWithASCIIString(key.ptr(), "kv_capacity") == 0) {
       kv_capacity = value;
       continue;
     }
@@ -82,8 +82,10 @@ void bind_prepared(nb::module_& module) {
   nb::class_<PreparedCall>(
       module, "Prepared",
       "A call that is checked and planned once and run on the arrays of many layers; from "
-      "prepare().\nSafe from any thread, but for update() beside a run.")
-      .def("run", &run, nb::arg("q"), nb::arg("k"), nb::arg("v"),
+      "prepare().\nSafe from any thread; a run that is under way keeps the schedule that it began "
+      "with. Of "
+      "two update() at\nonce, one may undo what the other changed.")
+      .def("run", &run, nb::arg("q").none(), nb::arg("k").none(), nb::arg("v").none(),
            nb::arg("out").none() = nb::none(), nb::kw_only(), nb::arg("mask").none() = nb::none(),
            nb::arg("sinks").none() = nb::none(), nb::arg("alibi_slopes").none() = nb::none(),
            nb::arg("scratch").none() = nb::none(),
@@ -120,7 +122,8 @@ void bind_prepared(nb::module_& module) {
                    "Keys that update() may bring a sequence to.")
       .def_prop_ro(
           "scratch_bytes", &PreparedCall::scratch_bytes,
-          "Bytes of a `scratch` that are enough whatever update() brings; 0: none is used.")
+          "Bytes of a `scratch` that are enough until the next update(), which may want more: read "
+          "it again then.\n0: none is used.")
       .def_prop_ro("problem", &PreparedCall::problem, "A copy of the problem as it is now.")
       .def_prop_ro("plan", &PreparedCall::plan, "What runs, in words.")
       .def("__repr__", &describe);
@@ -139,7 +142,8 @@ void bind_prepared(nb::module_& module) {
       "    step.update(kv_lengths=kv_lengths + 1)\n\n"
       "Page numbers are checked here and in update(), not in run(). On Metal a table in host "
       "memory "
-      "is\ncopied then.\n\nErrors: those of the call.");
+      "is\ncopied then: what is written into it afterwards counts from the next "
+      "update().\n\nErrors: those of the call.");
 }
 
 }  // namespace metal_sdpa::python

@@ -50,6 +50,15 @@ bool has_same_strides(const Array& got, const Array& wanted) {
   return true;
 }
 
+/// Whether the elements of `out` stand alike in both layouts: of an axis of one entry, and of an
+/// array without elements, strides say nothing.
+bool is_same_place(const Array& out, const TensorLayout& a, const TensorLayout& b) {
+  if (out.empty) return true;
+  return (out.shape[0] == 1 || a.batch_stride == b.batch_stride) &&
+         (out.shape[1] == 1 || a.head_stride == b.head_stride) &&
+         (out.shape[2] == 1 || a.row_stride == b.row_stride);
+}
+
 class SameArrays {
  public:
   SameArrays(const SdpaCall& call, const SdpaInputs& got, const SdpaInputs& wanted)
@@ -105,7 +114,7 @@ std::int64_t keys_in_use(const SdpaProblem& problem) {
 
 std::int64_t capacity_of(const SdpaCall& call, const SdpaInputs& inputs, PyObject* kv_capacity) {
   const std::int64_t most = reachable_keys(inputs, call.keys);
-  if (kv_capacity == nullptr) return most;
+  if (kv_capacity == nullptr) return std::min<std::int64_t>(most, INT32_MAX);
   return to_int_between({"prepare", "kv_capacity"}, kv_capacity, keys_in_use(inputs.problem), most);
 }
 
@@ -163,8 +172,10 @@ PreparedCall::PreparedCall(const SdpaCall& call, PyObject* kv_capacity)
   device_object_ = kept(call.device);
   Buffer table;
   if (inputs_.block_table.has_value()) {
+    const Array described = *inputs_.block_table;
     import_table({name_, "block_table"}, inputs_.block_table_object, Lifetime::owned,
                  inputs_.form.listed_pages, *inputs_.block_table);
+    SameArrays(call, inputs_, inputs_).require("block_table", *inputs_.block_table, described);
     table = table_buffer(device, *inputs_.block_table, name_);
   }
   inputs_.block_table_object = nullptr;
@@ -212,18 +223,30 @@ void PreparedCall::import_arrays(const SdpaCall& call, SdpaInputs& inputs) const
   refuse_traced_arrays(call, inputs);
 }
 
-void PreparedCall::require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs) const {
+void PreparedCall::require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs,
+                                        const Array& out) const {
   const SdpaProblem& got = inputs.problem;
   const SdpaProblem& prepared = inputs_.problem;
   if (got.out_f32 != prepared.out_f32) {
     fail(ErrorCode::unsupported_dtype, call.name, ": out: dtype ", dtype_name(got.out_dtype()),
          ", prepared for ", dtype_name(prepared.out_dtype()));
   }
-  if (got.out == prepared.out) return;
+  if (is_same_place(out, got.out, prepared.out)) return;
   fail_argument(call.name, ": out: ", call.out == nullptr ? "is not given" : "has other strides",
                 ", prepared for strides ",
                 Shape{prepared.out.batch_stride, prepared.out.head_stride, prepared.out.row_stride},
                 " of sequences, heads and rows");
+}
+
+/// A run's inputs lack the table, which the checks of memory want.
+void PreparedCall::refuse_hidden_overlap_of_run(const SdpaCall& call, const Device& device,
+                                                const SdpaInputs& inputs,
+                                                const Outputs& outputs) const {
+  if (call.out == nullptr || device.kind() != DeviceKind::metal) return;
+  SdpaInputs all = inputs;
+  all.block_table = inputs_.block_table;
+  if (all.problem.pages.has_value()) all.problem.pages->check_entries = false;
+  refuse_hidden_overlap(call, device, all, outputs);
 }
 
 nb::object PreparedCall::run(const Arrays& arrays, const Buffer& scratch) const {
@@ -240,8 +263,8 @@ nb::object PreparedCall::run(const Arrays& arrays, const Buffer& scratch) const 
   refuse_changed_arrays(call, inputs, outputs.out.array);
   make_outputs(call, device, inputs, outputs);
   require_place(call, {call.name, "out"}, outputs.out.array, device);
-  require_prepared_out(call, inputs);
-  refuse_hidden_overlap(call, device, inputs, outputs);
+  require_prepared_out(call, inputs, outputs.out.array);
+  refuse_hidden_overlap_of_run(call, device, inputs, outputs);
   const PreparedSdpa core = *core_;
   without_gil([&] {
     SdpaOperands operands;
@@ -288,7 +311,7 @@ void PreparedCall::update(const nb::kwargs& changes) {
   std::optional<Array> table;
   Buffer table_memory;
   for (const auto& [key, value] : changes) {
-    const std::string name = nb::cast<std::string>(key);
+    const std::string name = to_text({kUpdate, "names"}, key);
     if (name == "block_table") {
       table_memory = import_new_table(value, table.emplace());
       continue;
@@ -303,13 +326,19 @@ void PreparedCall::update(const nb::kwargs& changes) {
     }
     change_visibility(key, value, visibility, counts);
   }
-  require_entries(counts);
   check_counts(kUpdate, counts, inputs_.problem.batch);
   if (keys_ != KeyRows::dense) {
     std::vector<std::int64_t>& lengths = visibility.kv_lengths;
     if (lengths.empty()) lengths.assign(inputs_.slots.size(), visibility.kv_len);
+    visibility.kv_len = inputs_.problem.kv_capacity;
     check_lengths({kUpdate, "kv_lengths"}, lengths, "slots of the sequence",
                   [&](std::size_t b) { return inputs_.slots[b]; });
+  }
+  const Device device = core_->device();
+  const bool is_copied =
+      inputs_.block_table.has_value() && needs_staging(device, *inputs_.block_table);
+  if (is_copied && !table.has_value()) {
+    table_memory = table_buffer(device, *inputs_.block_table, kUpdate);
   }
   without_gil([&] { core_->update(visibility, table_memory); });
   static_cast<Visibility&>(inputs_.problem) = std::move(visibility);

@@ -34,7 +34,9 @@ class PreparedCall {
  private:
   SdpaCall call_with(const Arrays& arrays) const;
   void import_arrays(const SdpaCall& call, SdpaInputs& inputs) const;
-  void require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs) const;
+  void require_prepared_out(const SdpaCall& call, const SdpaInputs& inputs, const Array& out) const;
+  void refuse_hidden_overlap_of_run(const SdpaCall& call, const Device& device,
+                                    const SdpaInputs& inputs, const Outputs& outputs) const;
   Buffer import_new_table(nb::handle value, Array& table) const;
 
   const char* name_;

@@ -189,12 +189,11 @@ nb::object Result::take(Argument argument, PyObject* like) {
   return in_logical_order(made, order, ndim, is_torch ? "permute" : "transpose");
 }
 
-bool make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+void make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
                  DType dtype, const std::int64_t* shape, Result& result) {
   // Of arrays of other libraries it is not known how their axes are put into another order.
   if (like.type.framework != Framework::other) result.order = order_of(like);
   make_ordered(argument, device, like, like_object, dtype, shape, like.ndim, result);
-  return !result.order.logical;
 }
 
 void make_packed_result(Argument argument, const Device& device, const Array& like,

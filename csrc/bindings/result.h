@@ -29,9 +29,8 @@ struct Result {
 /// A new array of the framework of `like` and of its dtype, or f32; uninitialised where the
 /// framework can. Its axes lie in memory by falling |stride| of `like`, those of size 1 and of
 /// equal strides in logical order, the last one innermost. The memory lies on `device` where `like`
-/// does, else on the host; it has as many extents as `like`. Whether it is another order than
-/// row-major.
-bool make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
+/// does, else on the host; it has as many extents as `like`.
+void make_result(Argument argument, const Device& device, const Array& like, PyObject* like_object,
                  DType dtype, const std::int64_t* shape, Result& result);
 
 /// The same, row-major, of the first `ndim` extents.

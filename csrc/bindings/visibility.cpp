@@ -126,7 +126,7 @@ constexpr Change kChanges[] = {
 
 void change_visibility(nb::handle key, nb::handle value, Visibility& visibility,
                        LengthCounts& counts) {
-  const std::string name = nb::cast<std::string>(key);
+  const std::string name = to_text({"update", "names"}, key);
   for (const Change& change : kChanges) {
     if (name == change.name) return change.take({"update", change.name}, value, visibility, counts);
   }

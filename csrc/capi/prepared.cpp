@@ -7,12 +7,33 @@
 namespace metal_sdpa::capi {
 namespace {
 
+bool same_extents(const SdpaProblem& a, const SdpaProblem& b) {
+  return a.batch == b.batch && a.n_heads == b.n_heads && a.n_kv_heads == b.n_kv_heads &&
+         a.head_dim == b.head_dim && a.value_dim == b.value_dim;
+}
+
+bool same_rows(const SdpaProblem& a, const SdpaProblem& b) {
+  return a.q_rows == b.q_rows && a.kv_rows == b.kv_rows && a.q_total == b.q_total &&
+         a.kv_total == b.kv_total;
+}
+
+bool same_pages(const SdpaProblem& a, const SdpaProblem& b) {
+  if (!a.pages.has_value() || !b.pages.has_value())
+    return a.pages.has_value() == b.pages.has_value();
+  return a.pages->page_len == b.pages->page_len && a.pages->n_pages == b.pages->n_pages &&
+         a.pages->n_entries == b.pages->n_entries && a.pages->starts == b.pages->starts;
+}
+
+/// Rows that are packed have as many as the lengths say, which update() may shorten.
+bool same_queries(const SdpaProblem& given, const SdpaProblem& prepared) {
+  if (given.has_packed_queries()) return given.seq_len <= prepared.seq_len;
+  return given.seq_len == prepared.seq_len;
+}
+
 /// A Visibility says nothing of these, so that other ones would be passed over in silence.
 void require_same(const char* call, const SdpaProblem& given, const SdpaProblem& prepared) {
-  const bool same = given.batch == prepared.batch && given.seq_len == prepared.seq_len &&
-                    given.n_heads == prepared.n_heads && given.q_rows == prepared.q_rows &&
-                    given.kv_rows == prepared.kv_rows && given.q_total == prepared.q_total &&
-                    given.pages.has_value() == prepared.pages.has_value();
+  const bool same = same_extents(given, prepared) && same_queries(given, prepared) &&
+                    same_rows(given, prepared) && same_pages(given, prepared);
   if (same) return;
   fail_argument(call, ": problem: its extents, packed rows or pages are not those prepared");
 }

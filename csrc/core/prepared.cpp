@@ -8,6 +8,7 @@
 
 #include "core/dispatch.h"
 #include "core/encoder_state.h"
+#include "core/fork.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "core/validation.h"
@@ -82,15 +83,25 @@ ScratchList scratch_of(const Plan& plan, const Buffer& scratch, const SdpaOperan
 struct PreparedSdpa::State {
   explicit State(const Device& on) : device(on) {}
 
+  // process_mutex() is the one that no child of fork() finds locked.
   std::shared_ptr<const Schedule> now() const {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(process_mutex());
     return schedule;
   }
 
+  /// False where another schedule has taken the place of `before`, which the caller holds: nothing
+  /// is freed under the lock.
+  bool replace(const std::shared_ptr<const Schedule>& before,
+               std::shared_ptr<const Schedule> after) {
+    const std::lock_guard<std::mutex> lock(process_mutex());
+    if (schedule != before) return false;
+    schedule.swap(after);
+    return true;
+  }
+
   Device device;
-  mutable std::mutex mutex;
-  std::shared_ptr<const Schedule> schedule;  ///< guarded by `mutex`
-  std::uint64_t capacity_bytes = 0;          ///< of scratch for all of kv_capacity; as above
+  std::shared_ptr<const Schedule> schedule;  ///< guarded by process_mutex()
+  std::uint64_t capacity_bytes = 0;          ///< of scratch for all of kv_capacity
 };
 
 PreparedSdpa::PreparedSdpa(const Device& device, const SdpaProblem& problem,
@@ -132,14 +143,16 @@ void PreparedSdpa::encode(CommandEncoder& encoder, const KernelRegistry& registr
 }
 
 void PreparedSdpa::update(const Visibility& visibility, const Buffer& block_table) {
-  const std::shared_ptr<const Schedule> before = state_->now();
-  SdpaProblem problem = before->problem;
-  static_cast<Visibility&>(problem) = visibility;
-  const Buffer& table = block_table.valid() ? block_table : before->block_table;
-  std::shared_ptr<const Schedule> after =
-      make_schedule(state_->device, std::move(problem), table, "update");
-  const std::lock_guard<std::mutex> lock(state_->mutex);
-  state_->schedule = std::move(after);
+  for (;;) {
+    const std::shared_ptr<const Schedule> before = state_->now();
+    SdpaProblem problem = before->problem;
+    static_cast<Visibility&>(problem) = visibility;
+    const Buffer& table = block_table.valid() ? block_table : before->block_table;
+    if (state_->replace(before,
+                        make_schedule(state_->device, std::move(problem), table, "update"))) {
+      return;
+    }
+  }
 }
 
 }  // namespace metal_sdpa

@@ -1536,7 +1536,8 @@ def sdpa_paged(
 class Prepared:
     """
     A call that is checked and planned once and run on the arrays of many layers; from prepare().
-    Safe from any thread, but for update() beside a run.
+    Safe from any thread; a run that is under way keeps the schedule that it began with. Of two update() at
+    once, one may undo what the other changed.
     """
 
     def run(
@@ -1602,7 +1603,8 @@ class Prepared:
     @property
     def scratch_bytes(self) -> int:
         """
-        Bytes of a `scratch` that are enough whatever update() brings; 0: none is used.
+        Bytes of a `scratch` that are enough until the next update(), which may want more: read it again then.
+        0: none is used.
         """
 
     @property
@@ -1636,7 +1638,7 @@ def prepare(
         step.update(kv_lengths=kv_lengths + 1)
 
     Page numbers are checked here and in update(), not in run(). On Metal a table in host memory is
-    copied then.
+    copied then: what is written into it afterwards counts from the next update().
 
     Errors: those of the call.
     """

@@ -137,6 +137,10 @@ _SIGNATURES = {
     ),
     "metal_sdpa_buffer_release": (c_void_p,),
     "metal_sdpa_sdpa": (c_void_p, POINTER(Problem), POINTER(Operands)),
+    "metal_sdpa_prepare": (c_void_p, POINTER(Problem), c_void_p, POINTER(c_void_p)),
+    "metal_sdpa_prepared_run": (c_void_p, POINTER(Operands), c_void_p),
+    "metal_sdpa_prepared_update": (c_void_p, POINTER(Problem), c_void_p),
+    "metal_sdpa_prepared_release": (c_void_p,),
     "metal_sdpa_write_kv": (c_void_p, POINTER(WriteKvProblem), POINTER(WriteKvOperands)),
 }
 _INITS = (PageTable, Problem, Operands, WriteKvProblem, WriteKvOperands)

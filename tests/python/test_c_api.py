@@ -154,6 +154,70 @@ def test_a_paged_cache_is_written_and_read() -> None:
     assert same_bits(out, want)
 
 
+def listed_pages(starts: list[int], lengths: list[int], **values: int) -> c.Problem:
+    """Seven pages of four slots, of which a list of six entries names those in use."""
+    extents = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "value_dim": 16}
+    pages = {"page_len": 4, "n_pages": 7, "n_entries": 6}
+    table = c.PageTable(**{name: values.get(name, pages[name]) for name in pages})
+    table.starts = c.numbers(*starts)
+    of_problem = {name: values.get(name, extents[name]) for name in extents}
+    problem = c.Problem(batch=2, seq_len=1, kv_capacity=12, scale=0.25, causal=1, **of_problem)
+    problem.kv_lengths = c.numbers(*lengths)
+    problem.pages.contents = table
+    c.check(c.library().metal_sdpa_problem_set_packed_layouts(problem))
+    problem.k = problem.v = c.TensorLayout(batch_stride=4 * 2 * 16, head_stride=16, row_stride=32)
+    return problem
+
+
+def test_an_update_of_other_extents_or_pages_is_refused() -> None:
+    q, k = normal(2, 4, 1, 16), normal(7, 4, 2, 16)
+    table, out = np.array([6, 1, 4, 0, 5, 3], np.int32), np.empty((2, 4, 1, 16), np.float32)
+    handle = ctypes.c_void_p()
+    lib = c.library()
+    with c.session() as session:
+        entries = session.wrap(table)
+        first = listed_pages([0, 3], [11, 8])
+        c.check(lib.metal_sdpa_prepare(session.device, first, entries, ctypes.byref(handle)))
+        others = ("page_len", "n_pages", "n_entries", "n_heads", "n_kv_heads", "head_dim",
+                  "value_dim")  # fmt: skip
+        problems = [listed_pages([0, 3], [8, 4], **{name: 8}) for name in others]
+        for problem in (listed_pages([0, 2], [8, 12]), *problems):
+            status = lib.metal_sdpa_prepared_update(handle, problem, None)
+            assert status == c.INVALID_ARGUMENT
+            assert "are not those prepared" in c.message()
+        c.check(lib.metal_sdpa_prepared_update(handle, listed_pages([0, 3], [7, 12]), None))
+        arrays = {name: session.wrap(x) for name, x in (("q", q), ("k", k), ("v", k))}
+        operands = c.Operands(**arrays, out=session.wrap(out, read_only=False))
+        c.check(lib.metal_sdpa_prepared_run(handle, operands, None))
+        lib.metal_sdpa_prepared_release(handle)
+    assert same_bits(out, metal_sdpa.sdpa_paged(q, k, k, table.reshape(2, 3), [7, 12]))
+
+
+def test_an_update_may_use_fewer_of_the_packed_queries() -> None:
+    q, k = normal(6, 4, 16), normal(20, 2, 16)
+    ends = [0, 4, 6], [0, 10, 20]
+    out = np.zeros((6, 4, 16), np.float32)
+    handle = ctypes.c_void_p()
+
+    def problem(*query_lengths: int) -> c.Problem:
+        made = c.Problem(batch=2, n_heads=4, n_kv_heads=2, head_dim=16, value_dim=16, scale=0.25)
+        made.cu_seqlens_q, made.cu_seqlens_k = (c.numbers(*x) for x in ends)
+        made.query_lengths = c.numbers(*query_lengths)
+        made.q = made.out = c.TensorLayout(head_stride=16, row_stride=64)
+        made.k = made.v = c.TensorLayout(head_stride=16, row_stride=32)
+        return made
+
+    with c.session() as session:
+        lib = c.library()
+        c.check(lib.metal_sdpa_prepare(session.device, problem(4, 2), None, ctypes.byref(handle)))
+        c.check(lib.metal_sdpa_prepared_update(handle, problem(2, 1), None))
+        arrays = {name: session.wrap(x) for name, x in (("q", q), ("k", k), ("v", k))}
+        operands = c.Operands(**arrays, out=session.wrap(out, read_only=False))
+        c.check(lib.metal_sdpa_prepared_run(handle, operands, None))
+        lib.metal_sdpa_prepared_release(handle)
+    assert same_bits(out, metal_sdpa.sdpa_varlen(q, k, k, *ends, query_lengths=[2, 1]))
+
+
 def test_errors_are_those_of_python() -> None:
     q, k = normal(1, 3, 5, 8), normal(1, 2, 9, 8)
     problem = dense(q, k, k)

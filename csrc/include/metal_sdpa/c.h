@@ -504,7 +504,7 @@ METAL_SDPA_API metal_sdpa_status metal_sdpa_prepared_update(metal_sdpa_prepared*
 
 typedef struct metal_sdpa_prepared_info {
   size_t struct_size;
-  uint64_t scratch_bytes;  ///< enough for run and encode, whatever update brings; 0: none is wanted
+  uint64_t scratch_bytes;  ///< enough for run and encode until the next update; 0: none is wanted
 } metal_sdpa_prepared_info;
 
 /// Fills `info`.

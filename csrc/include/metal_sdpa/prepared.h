@@ -29,8 +29,8 @@ class METAL_SDPA_API PreparedSdpa {
   SdpaProblem problem() const;
   Plan plan() const;
 
-  /// Bytes of `scratch` that are enough for run() and encode(), whatever update() brings; 0: none
-  /// is wanted.
+  /// Bytes of `scratch` that are enough for run() and encode() until the next update(), which may
+  /// want more: lengths that differ and fewer rows are divided in other ways. 0: none is wanted.
   std::uint64_t scratch_bytes() const;
 
   /// Runs on these operands and waits. Without a block table in them the prepared one is read, as
@@ -45,7 +45,8 @@ class METAL_SDPA_API PreparedSdpa {
 
   /// Plans anew for other lengths, starts or windows, at most kv_capacity keys. A table that is
   /// given takes the place of the prepared one; either is checked as the constructor does.
-  /// InvalidArgument, and nothing changes, where the problem would not be valid.
+  /// InvalidArgument, and nothing changes, where the problem would not be valid. Of two at once each
+  /// counts, one after the other.
   void update(const Visibility& visibility, const Buffer& block_table = {});
 
  private:
