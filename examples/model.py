@@ -55,6 +55,11 @@ class Transformer:
         self._cos, self._sin = rope_tables(config)
 
     @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """By the names of train.py."""
+        return self._weights
+
+    @property
     def n_parameters(self) -> int:
         return sum(weight.size for weight in self._weights.values())
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/half.h"
 #include "index_array.h"
 
 namespace metal_sdpa::python {
@@ -31,16 +32,27 @@ void clear_out(const char* call, const SdpaProblem& problem, const Buffer& out,
   }
 }
 
-void clear_lse(const char* call, const SdpaProblem& problem, std::int64_t Tq, const Buffer& lse,
-               const std::vector<RowRange>& ranges) {
+/// The lse of a row that sees no key.
+float empty_lse(const char* call, const SdpaProblem& problem, const Buffer& sinks, std::int64_t h) {
+  if (!problem.sinks.has_value()) return -std::numeric_limits<float>::infinity();
+  if (sinks.data() == nullptr) fail_memory(call, "sinks");
+  const std::int64_t at = problem.sinks->offset + h * problem.sinks->head_stride;
+  if (problem.sinks->dtype == DType::f32) return static_cast<const float*>(sinks.data())[at];
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(sinks.data())[at];
+  return problem.sinks->dtype == DType::f16 ? float_from_f16(bits) : float_from_bf16(bits);
+}
+
+/// Calls lse_of(h) for the value of a head's rows in the ranges.
+template <typename LseOf>
+void fill_lse(const char* call, const SdpaProblem& problem, std::int64_t Tq, const Buffer& lse,
+              const std::vector<RowRange>& ranges, const LseOf& lse_of) {
   if (ranges.empty() || !problem.return_lse) return;
   if (lse.data() == nullptr) fail_memory(call, "lse");
   auto* const first = static_cast<float*>(lse.data());
-  for (const RowRange& range : ranges) {
-    for (std::int64_t h = 0; h < problem.n_heads; ++h) {
-      float* const row = first + h * Tq;
-      std::fill(row + range.begin, row + range.end, -std::numeric_limits<float>::infinity());
-    }
+  for (std::int64_t h = 0; h < problem.n_heads; ++h) {
+    float* const row = first + h * Tq;
+    const float value = lse_of(h);
+    for (const RowRange& range : ranges) std::fill(row + range.begin, row + range.end, value);
   }
 }
 
@@ -121,9 +133,11 @@ Array tokens_first(const Array& array) {
 void fill_idle_rows(const char* call, const SdpaProblem& problem, std::int64_t Tq,
                     const TokenRows& tokens, bool fresh, const SdpaOperands& operands) {
   clear_out(call, problem, operands.out, tokens.unused);
-  clear_lse(call, problem, Tq, operands.lse, tokens.unused);
+  fill_lse(call, problem, Tq, operands.lse, tokens.unused,
+           [&](std::int64_t h) { return empty_lse(call, problem, operands.sinks, h); });
   if (fresh) clear_out(call, problem, operands.out, tokens.unowned);
-  clear_lse(call, problem, Tq, operands.lse, tokens.unowned);
+  fill_lse(call, problem, Tq, operands.lse, tokens.unowned,
+           [](std::int64_t) { return -std::numeric_limits<float>::infinity(); });
 }
 
 }  // namespace metal_sdpa::python

@@ -51,8 +51,8 @@ void show_heads_first(Array& array);
 /// The same array as it was before.
 Array tokens_first(const Array& array);
 
-/// Rows of 0 in out, -inf in lse, where no kernel writes: rows of no sequence only in a `fresh`
-/// out. The memory is `operands`', whose work is done.
+/// Where no kernel writes: rows of 0 in out, in lse the sink of a sequence's row, else -inf. Rows
+/// of no sequence only in a `fresh` out. The memory is `operands`', whose work is done.
 void fill_idle_rows(const char* call, const SdpaProblem& problem, std::int64_t Tq,
                     const TokenRows& tokens, bool fresh, const SdpaOperands& operands);
 

@@ -42,6 +42,7 @@ Outputs through_c(const char* kind, const SdpaOperands& operands, const metal_sd
                   const SdpaProblem& problem) {
   const DeviceHandle device = open_device(kind);
   const COperands memory(operands, problem);
+  take_outputs(operands);
   const metal_sdpa_status status = metal_sdpa_sdpa(device.get(), &c, &memory.c);
   INFO(metal_sdpa_last_message());
   REQUIRE(status == METAL_SDPA_OK);

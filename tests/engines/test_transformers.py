@@ -335,3 +335,21 @@ def test_registering_twice_and_taking_it_back() -> None:
         assert name not in AttentionInterface().valid_keys()
         assert name not in AttentionMaskInterface().valid_keys()
     assert hub_kernels.load_and_register_attn_kernel("metal_flash") is None
+
+
+def test_registering_again_over_somebody_elses_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import hub_kernels
+
+    ours = hub_kernels.load_and_register_attn_kernel
+
+    def theirs(*arguments: Any, **keywords: Any) -> Any:
+        return ours(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_kernels, "load_and_register_attn_kernel", theirs)
+        metal.register()
+        assert hub_kernels.load_and_register_attn_kernel("metal_flash") is not None
+        assert hub_kernels.load_and_register_attn_kernel("of_nobody") is None
+        metal.unregister()
+        assert hub_kernels.load_and_register_attn_kernel is theirs
+        assert theirs("metal_flash") is None

@@ -216,6 +216,36 @@ def test_pickles_hold_rows_alone() -> None:
     assert again.layers[0].keys.untyped_storage().nbytes() == 4 * 3 * HEADS * DIM
 
 
+def test_copies_of_what_inference_mode_made_are_apart() -> None:
+    """Outside of inference mode, where generate leaves its cache."""
+    cache, generator = metal.Cache(), torch.manual_seed(0)
+    with torch.inference_mode():
+        cache.update(rows(1, 3, DIM, generator), rows(1, 3, DIM, generator), 0)
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.layers[0].keys.untyped_storage().nbytes() == 4 * 3 * HEADS * DIM
+    layer = copy.copy(cache.layers[0])
+    kept = layer.keys.clone()
+    with torch.inference_mode():
+        cache.crop(-2)
+        cache.update(rows(1, 2, DIM, generator), rows(1, 2, DIM, generator), 0)
+    assert torch.equal(layer.keys, kept)
+
+
+@pytest.mark.parametrize(("first", "end", "cropped"), [(100, 500, 400), (150, 550, 500)])
+def test_rows_that_were_handed_out_are_appended_again(first: int, end: int, cropped: int) -> None:
+    """Where they lie and where they are written to may overlap."""
+    caches, generator = pair(None), torch.manual_seed(0)
+    update_both(caches, 2, 600, generator)
+    returned = []
+    for cache in caches:
+        layer = cache.layers[0]
+        again = layer.keys[:, :, first:end], layer.values[:, :, first:end]
+        cache.crop(-cropped)
+        returned.append(cache.update(*again, 0))
+    for got, wanted in zip(*returned, strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_inference_mode_and_no_grad_in_turns() -> None:
     caches, generator = pair(CONFIGS["mixed"]), torch.manual_seed(0)
     for mode in 3 * (torch.inference_mode, torch.no_grad, torch.enable_grad):

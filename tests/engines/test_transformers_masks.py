@@ -179,3 +179,13 @@ def test_a_mask_that_is_written_is_what_was_written() -> None:
         write(wanted)
         assert mask.visible is None
         assert torch.equal(mask.dense(), wanted)
+
+
+def test_a_mask_of_a_static_cache_does_not_move_with_its_counter() -> None:
+    """Layers of a static cache add to the tensor that the mask was told, before it may be made."""
+    counter = torch.tensor(3)
+    given = {"batch_size": 1, "q_length": 2, "kv_length": 8, "q_offset": counter}
+    mask, wanted = attention_mask(**given), sdpa_mask(**given)
+    assert isinstance(mask, LazyMask)
+    counter.add_(2)
+    assert torch.equal(mask.dense(), wanted)

@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import transformers
 import vllm.model_executor.models.registry as vllm_registry
-import vllm_models
-import vllm_switch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+
+import vllm_models
+import vllm_switch
 
 KINDS = tuple(kind for kind in vllm_models.CONFIGS if kind != "bert")
 DTYPES = ("float32", "bfloat16")

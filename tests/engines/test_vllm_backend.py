@@ -14,7 +14,6 @@ os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-import vllm_models
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
@@ -24,9 +23,9 @@ from vllm.v1.kv_cache_interface import (
     EncoderOnlyAttentionSpec,
     FullAttentionSpec,
 )
-from vllm_switch import attend_float64
 
 import metal_sdpa
+import vllm_models
 from metal_sdpa.integrations import vllm as plugin
 from metal_sdpa.integrations.vllm.backend import (
     MetalSdpaBackend,
@@ -34,6 +33,7 @@ from metal_sdpa.integrations.vllm.backend import (
     MetalSdpaMetadataBuilder,
     split_pages,
 )
+from vllm_switch import attend_float64
 
 HEADS, KV_HEADS, DIM, PAGE, N_PAGES = 4, 2, 32, 16, 40
 TOLERANCE = {torch.float32: 64 * 2.0**-24, torch.float16: 4 * 2.0**-11, torch.bfloat16: 4 * 2.0**-8}

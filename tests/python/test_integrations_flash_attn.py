@@ -447,6 +447,7 @@ def test_a_refused_append_writes_nothing() -> None:
     for error, text, options in (
         (InvalidArgument, "positions", {"cache_seqlens": 4}),
         (InvalidArgument, "cache_seqlens: is None", {}),
+        (InvalidArgument, "cache_seqlens: -1, takes 0", {"cache_seqlens": -1}),
         (InvalidArgument, "takes 0 to 1", {"cache_seqlens": 1, "block_table": table + 1}),
         (InvalidArgument, "takes 0 to 1", {"cache_seqlens": 1, "cache_batch_idx": table[:, 0] + 1}),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -283,3 +284,17 @@ def test_lengths_that_vary_are_compiled_once() -> None:
         q, k = torch.randn(1, 2, length, 16), torch.randn(1, 2, length + 2, 16)
         assert compiled(q, k).equal(call(q, k))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_of_no_key_is_refused_compiled_too(window: int) -> None:
+    """-1 to the left, which W - 1 would be, is unlimited."""
+    import torch
+
+    from metal_sdpa.integrations import torch as ours
+
+    q = torch.ones(1, 2, 3, 8)
+    call = functools.partial(ours.sdpa, window=window)
+    for attend in (call, torch.compile(call, backend="eager", fullgraph=True)):
+        with pytest.raises(metal_sdpa.InvalidArgument, match="sdpa: window: "):
+            attend(q, q, q)

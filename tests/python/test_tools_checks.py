@@ -43,7 +43,7 @@ class Project:
 
     def run(self, tool: str, *arguments: str) -> tuple[int, str]:
         """The exit status, and what was printed."""
-        command = [sys.executable, str(self.root / "tools" / tool), *arguments]
+        command = [sys.executable, "-B", str(self.root / "tools" / tool), *arguments]
         done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 

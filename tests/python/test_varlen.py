@@ -85,7 +85,8 @@ def test_rows_that_are_out_of_use_or_of_no_sequence(index: type, device: Device)
     """q and k have poisoned rows behind every sequence and behind all of them."""
     rng = np.random.default_rng(5)
     batch = random_batch((9,), ("causal", "sinks"), lengths=([4, 1, 0, 7], [4, 9, 3, 20]))
-    batch.call["sinks"] = np.linspace(-1, 1, batch.q[0].shape[1], dtype=np.float32)
+    sinks = np.linspace(-1, 1, batch.q[0].shape[1], dtype=np.float32)
+    batch.call["sinks"] = sinks
     q = packed(batch.q, rng, gap=2, behind=3, index=index)
     k = packed(batch.k, rng, gap=1, behind=2, index=index)
     v = packed(batch.v, rng, gap=1, behind=2)
@@ -101,7 +102,10 @@ def test_rows_that_are_out_of_use_or_of_no_sequence(index: type, device: Device)
     for begin, rows in zip(q.ends, q.lengths, strict=False):
         idle[begin : begin + rows] = False
     assert (out[idle] == 0).all()
-    assert np.isneginf(lse[:, idle]).all()
+    unowned = np.arange(len(out)) >= q.ends[-1]
+    assert np.isneginf(lse[:, unowned]).all()
+    # What sdpa gives a row that sees no key.
+    assert same_bits(lse[:, idle & ~unowned], np.repeat(sinks[:, None], 8, axis=1))
 
     kept = np.full((*out.shape[:2], batch.v[0].shape[2]), 7, np.float32)
     result = sdpa_varlen(*given, **call, out=kept)

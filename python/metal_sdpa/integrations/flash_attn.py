@@ -316,6 +316,9 @@ def _append(
     if k is None or v is None:
         raise InvalidArgument(f"{call}: k, v: one is None, takes both or neither")
     _require_dims(call, 4, k=k, v=v)
+    if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
+        # -1 would leave a token out.
+        raise InvalidArgument(f"{call}: cache_seqlens: {int(lengths.min())}, takes 0 or more")
     if k.numel() > 0:
         write_kv(
             _rows(k),

@@ -118,8 +118,10 @@ def _traced(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> 
         options["q_starts"] = torch.as_tensor(options.pop("q_start"))
     window = options.get("window")
     if window is not None:
-        # An int W is W keys with the query's own.
-        sides = (window - 1, 0) if isinstance(window, (int, torch.SymInt)) else window
+        sides = window
+        if isinstance(window, (int, torch.SymInt)):
+            # W keys with the query's own. Below 1 the operator is to refuse: -1 is unlimited.
+            sides = (window - 1 if window > 0 else -2, 0)
         options["window"] = [-1 if side is None else side for side in sides]
     if torch.is_grad_enabled():
         _ops.require_no_gradients(name, *tensors, *options.values())

@@ -16,32 +16,35 @@ if TYPE_CHECKING:
 
 NAME = "metal_flash"
 
-_stock_load: Callable[..., Any] | None = None
 
+class _Loader:
+    """transformers' loader of kernels, which knows one more name while that is registered."""
 
-def _load(attn_implementation: str, *arguments: Any, **keywords: Any) -> Any:
-    """transformers' loader of kernels, which knows one more name."""
-    if attn_implementation.rpartition("|")[2] == NAME:
-        return flash_attn
-    assert _stock_load is not None
-    return _stock_load(attn_implementation, *arguments, **keywords)
+    def __init__(self, stock: Callable[..., Any]) -> None:
+        self.stock = stock
+
+    def __call__(self, attn_implementation: str, *arguments: Any, **keywords: Any) -> Any:
+        ours = attn_implementation.rpartition("|")[2] == NAME
+        if ours and NAME in AttentionInterface._global_mapping:
+            return flash_attn
+        return self.stock(attn_implementation, *arguments, **keywords)
 
 
 def register_flash() -> None:
     """Gives attention "metal_flash" to generate, generate_batch and serve."""
-    global _stock_load
     AttentionInterface.register(NAME, flash_attention_forward)
     AttentionMaskInterface.register(NAME, flash_attention_mask)
-    if hub_kernels.load_and_register_attn_kernel is not _load:
-        _stock_load = hub_kernels.load_and_register_attn_kernel
-        hub_kernels.load_and_register_attn_kernel = _load
+    stock = hub_kernels.load_and_register_attn_kernel
+    if not isinstance(stock, _Loader):
+        hub_kernels.load_and_register_attn_kernel = _Loader(stock)
 
 
 def unregister_flash() -> None:
     """Takes `register_flash` back."""
     for interface in (AttentionInterface, AttentionMaskInterface):
         interface._global_mapping.pop(NAME, None)
-    if hub_kernels.load_and_register_attn_kernel is _load:
-        hub_kernels.load_and_register_attn_kernel = _stock_load
+    loader = hub_kernels.load_and_register_attn_kernel
+    if isinstance(loader, _Loader):
+        hub_kernels.load_and_register_attn_kernel = loader.stock
     if modeling_flash_attention_utils._loaded_implementation == NAME:
         modeling_flash_attention_utils._loaded_implementation = None

@@ -37,6 +37,8 @@ class SpareRoom:
             if keep is not None and total > 2 * keep + _LEAST_ROOM:
                 return self._long_append(held, new, length, keep)
             memory, start = self._moved(held, length, new, total), 0
+        elif new.untyped_storage()._cdata == memory.untyped_storage()._cdata:
+            new = new.clone()  # rows that were handed out, and may lie where they are written to
         memory.narrow(2, start + length, new.shape[2]).copy_(new)
         rows = memory.narrow(2, start, total)
         if keep is None or total <= keep:
@@ -55,7 +57,7 @@ class SpareRoom:
 
     def holds(self, held: Tensor) -> bool:
         """Whether `held` is a view of this memory."""
-        return self._start_of(held) is not None
+        return self._memory is not None and self._place_of(held, self._memory) is not None
 
     def _long_append(
         self, held: Tensor, new: Tensor, length: int, keep: int
@@ -84,6 +86,9 @@ class SpareRoom:
         memory = self._memory
         if memory is None or (memory.is_inference() and not torch.is_inference_mode_enabled()):
             return None
+        return self._place_of(held, memory)
+
+    def _place_of(self, held: Tensor, memory: Tensor) -> int | None:
         if held is self._view:
             return self._start
         batch, heads, _, extent = memory.shape

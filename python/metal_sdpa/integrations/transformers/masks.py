@@ -138,6 +138,8 @@ def attention_mask(
     band = None if _traced(attention_mask, q_offset) else _band(mask_function)
     if band is None:
         return make(allow_is_causal_skip, allow_is_bidirectional_skip)
+    # A static cache's own counter, which its layers move on before the dense mask may be asked for.
+    q_offset = int(q_offset)
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if allow_is_causal_skip and masking_utils._ignore_causal_mask_sdpa(
         padding, q_length, kv_length, q_offset, kv_offset, local_size
@@ -155,7 +157,7 @@ def attention_mask(
     left, right = band
     visible = Visible(
         causal=right == 0,
-        q_start=int(q_offset) - kv_offset,
+        q_start=q_offset - kv_offset,
         window=None if left == _UNLIMITED and right <= 0 else (left, right),
         kv_starts=runs[0],
         kv_lengths=runs[1],
