@@ -118,22 +118,28 @@ std::int64_t capacity_of(const SdpaCall& call, const SdpaInputs& inputs, PyObjec
   return to_int_between({"prepare", "kv_capacity"}, kv_capacity, keys_in_use(inputs.problem), most);
 }
 
-/// Where an array's elements will stand in the Buffers of a run.
+/// Where elements stand in Buffers: in those of a run, copies where the device needs them, or in
+/// the caller's own, laid out like the arrays.
+enum class Buffers { of_run, of_caller };
+
 template <typename Layout>
-void place_array(const Device& device, Argument argument, const Array& array, Layout& layout) {
+void place_array(const Device& device, Buffers buffers, Argument argument, const Array& array,
+                 Layout& layout) {
   if (array.empty) return;
-  if (needs_staging(device, array)) return place(packed_placement(array), layout);
+  if (buffers == Buffers::of_run && needs_staging(device, array)) {
+    return place(packed_placement(array), layout);
+  }
   layout.offset = elements_before(argument, array);
 }
 
-SdpaProblem placed_problem(const SdpaCall& call, const Device& device, const SdpaInputs& inputs,
-                           const Outputs& outputs) {
+SdpaProblem placed_problem(const SdpaCall& call, const Device& device, Buffers buffers,
+                           const SdpaInputs& inputs, const Outputs& outputs) {
   SdpaProblem problem = inputs.problem;
   for_each_input(call, inputs, problem,
                  [&](Argument argument, PyObject*, const Array& array, auto, auto& layout) {
-                   place_array(device, argument, array, layout);
+                   place_array(device, buffers, argument, array, layout);
                  });
-  place_array(device, {call.name, "out"}, outputs.out.array, problem.out);
+  place_array(device, buffers, {call.name, "out"}, outputs.out.array, problem.out);
   return problem;
 }
 
@@ -163,23 +169,27 @@ PreparedCall::PreparedCall(const SdpaCall& call, PyObject* kv_capacity)
   make_ready(call, ready);
   ready.inputs.problem.kv_capacity = capacity_of(call, ready.inputs, kv_capacity);
   const Device& device = *ready.device;
-  const SdpaProblem problem = placed_problem(call, device, ready.inputs, ready.outputs);
+  const SdpaProblem problem =
+      placed_problem(call, device, Buffers::of_run, ready.inputs, ready.outputs);
+  if (count_staged(call, device, ready.inputs, ready.outputs).staged > 0) {
+    recorded_ = placed_problem(call, device, Buffers::of_caller, ready.inputs, ready.outputs);
+    recorded_->pages = problem.pages;  // the table is the prepared one
+  }
   inputs_ = std::move(ready.inputs);
   for (Array* array : {&inputs_.q, &inputs_.k, &inputs_.v}) forget_memory(*array);
   mask_ = kept(call.mask);
   sinks_ = kept(call.sinks);
   alibi_slopes_ = kept(call.alibi_slopes);
   device_object_ = kept(call.device);
-  Buffer table;
   if (inputs_.block_table.has_value()) {
     const Array described = *inputs_.block_table;
     import_table({name_, "block_table"}, inputs_.block_table_object, Lifetime::owned,
                  inputs_.form.listed_pages, *inputs_.block_table);
     SameArrays(call, inputs_, inputs_).require("block_table", *inputs_.block_table, described);
-    table = table_buffer(device, *inputs_.block_table, name_);
+    table_ = table_buffer(device, *inputs_.block_table, name_);
   }
   inputs_.block_table_object = nullptr;
-  without_gil([&] { core_ = std::make_unique<PreparedSdpa>(device, problem, table); });
+  without_gil([&] { core_ = std::make_unique<PreparedSdpa>(device, problem, table_); });
 }
 
 SdpaCall PreparedCall::call_with(const Arrays& arrays) const {
@@ -285,8 +295,17 @@ nb::object PreparedCall::run(const Arrays& arrays, const Buffer& scratch) const 
 
 void PreparedCall::encode(CommandEncoder& encoder, const KernelRegistry& registry,
                           const SdpaOperands& operands, const Buffer& scratch) const {
-  const PreparedSdpa core = *core_;
-  without_gil([&] { core.encode(encoder, registry, operands, scratch); });
+  if (!recorded_.has_value()) {
+    const PreparedSdpa core = *core_;
+    without_gil([&] { core.encode(encoder, registry, operands, scratch); });
+    return;
+  }
+  SdpaProblem problem = *recorded_;
+  static_cast<Visibility&>(problem) = inputs_.problem;
+  const Buffer table = table_;
+  const Device device = core_->device();
+  without_gil(
+      [&] { PreparedSdpa(device, problem, table).encode(encoder, registry, operands, scratch); });
 }
 
 /// A table that is to take the place of the prepared one, of which it has shape and strides.
@@ -341,6 +360,7 @@ void PreparedCall::update(const nb::kwargs& changes) {
     table_memory = table_buffer(device, *inputs_.block_table, kUpdate);
   }
   without_gil([&] { core_->update(visibility, table_memory); });
+  if (table_memory.valid()) table_ = table_memory;
   static_cast<Visibility&>(inputs_.problem) = std::move(visibility);
   if (table.has_value()) inputs_.block_table = std::move(table);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "metal_sdpa/prepared.h"
@@ -46,6 +47,9 @@ class PreparedCall {
   SdpaInputs inputs_;
   nb::object mask_, sinks_, alibi_slopes_;  ///< for runs that bring none
   nb::object device_object_;                ///< where the call named one
+  Buffer table_;                            ///< as the device sees it
+  /// Laid out like the arrays, for encode(), where a run copies any of them.
+  std::optional<SdpaProblem> recorded_;
   std::unique_ptr<PreparedSdpa> core_;
 };
 
