@@ -354,6 +354,7 @@ def test_quantised_outputs_are_refused_by_name(config: Any) -> None:
 
 
 def test_register_and_unregister(monkeypatch: pytest.MonkeyPatch) -> None:
+    AttentionBackendEnum.CPU_ATTN.clear_override()  # tests of the engine leave theirs
     monkeypatch.setenv("METAL_SDPA_VLLM", "0")
     plugin.plugin()
     assert not plugin.registered()
