@@ -12,29 +12,18 @@
 namespace metal_sdpa::python {
 namespace {
 
-/// Memory, work, and copies back where the device needed them. Needs no GIL.
-void run(const SdpaCall& call, const Device& device, SdpaInputs& inputs, const Outputs& outputs) {
-  SdpaProblem& problem = inputs.problem;
-  SdpaOperands operands;
-  for_each_input(call, inputs, problem,
-                 [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
-                   operands.*buffer = input_buffer(device, argument, array, layout);
-                 });
-  bind_outputs(call, device, inputs, outputs, operands);
-  run_sdpa(device, operands, problem, call.name);
-  finish_outputs(call, device, inputs, outputs, operands);
-}
-
 nb::object call_sdpa(const SdpaCall& call) {
   ReadyCall ready;
   make_ready(call, ready);
   const Device& device = *ready.device;
   refuse_hidden_overlap(call, device, ready.inputs, ready.outputs);
-  without_gil([&] { run(call, device, ready.inputs, ready.outputs); });
-  const Argument argument{call.name, "q"};
-  nb::object out = ready.outputs.out.take(argument, call.q);
-  if (!ready.inputs.problem.return_lse) return out;
-  return nb::make_tuple(out, ready.outputs.lse.take(argument, call.q));
+  without_gil([&] {
+    work_on_arrays(call, device, ready.inputs, ready.outputs,
+                   [&](const SdpaOperands& operands, const SdpaProblem& problem) {
+                     run_sdpa(device, operands, problem, call.name);
+                   });
+  });
+  return take_outputs(call, ready.inputs, ready.outputs);
 }
 
 std::string staging_text(const SdpaCall& call, const Device& device, SdpaInputs& inputs) {

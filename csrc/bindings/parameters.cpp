@@ -202,21 +202,16 @@ void append_wrapped(std::string& text, std::string_view words, std::size_t colum
   }
 }
 
-const char* name_of(KeyRows keys) {
-  if (keys == KeyRows::packed) return "sdpa_varlen";
-  return keys == KeyRows::paged ? "sdpa_paged" : "sdpa";
-}
-
 nb::list parameter_rows(const std::string& call) {
-  for (const KeyRows keys : {KeyRows::dense, KeyRows::packed, KeyRows::paged}) {
-    if (call != name_of(keys)) continue;
-    nb::list rows;
-    for (const Parameter& row : signature_of(keys).parameters) {
-      rows.append(nb::make_tuple(row.name, row.type, row.value, row.feature, row.text));
-    }
-    return rows;
+  const std::optional<KeyRows> keys = find_call(call);
+  if (!keys.has_value()) {
+    fail_argument("parameters: call: \"", call, "\", takes sdpa, sdpa_varlen or sdpa_paged");
   }
-  fail_argument("parameters: call: \"", call, "\", takes sdpa, sdpa_varlen or sdpa_paged");
+  nb::list rows;
+  for (const Parameter& row : signature_of(*keys).parameters) {
+    rows.append(nb::make_tuple(row.name, row.type, row.value, row.feature, row.text));
+  }
+  return rows;
 }
 
 }  // namespace
@@ -226,6 +221,18 @@ const Signature& signature_of(KeyRows keys) {
                                                         new Signature(varlen_signature()),
                                                         new Signature(paged_signature())};
   return *signatures[static_cast<std::size_t>(keys)];
+}
+
+const char* call_name(KeyRows keys) {
+  if (keys == KeyRows::packed) return "sdpa_varlen";
+  return keys == KeyRows::paged ? "sdpa_paged" : "sdpa";
+}
+
+std::optional<KeyRows> find_call(std::string_view name) {
+  for (const KeyRows keys : {KeyRows::dense, KeyRows::packed, KeyRows::paged}) {
+    if (name == call_name(keys)) return keys;
+  }
+  return std::nullopt;
 }
 
 std::string signature_text(KeyRows keys) {

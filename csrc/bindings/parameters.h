@@ -2,7 +2,9 @@
 // stub, the flags of supports(), the README's table and the list of tests come from these tables.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sdpa_call.h"
@@ -25,6 +27,10 @@ struct Signature {
 
 /// plan() has that of sdpa().
 const Signature& signature_of(KeyRows keys);
+
+/// What the call is named whose keys lie so, and the call of a name.
+const char* call_name(KeyRows keys);
+std::optional<KeyRows> find_call(std::string_view name);
 
 /// "(q, k, v, *, causal=False, ...)" with Python's own `$module, /, ` in front.
 std::string signature_text(KeyRows keys);

@@ -3,25 +3,15 @@
 
 #include "bindings.h"
 #include "convert.h"
-#include "interrupts.h"
+#include "parameters.h"
 #include "prepared_call.h"
 
 namespace metal_sdpa::python {
 namespace {
 
-struct Form {
-  const char* name;
-  KeyRows keys;
-};
-
-constexpr Form kForms[] = {
-    {"sdpa", KeyRows::dense}, {"sdpa_varlen", KeyRows::packed}, {"sdpa_paged", KeyRows::paged}};
-
-const Form& form_of(nb::handle call) {
+KeyRows keys_of(nb::handle call) {
   const std::string name = to_text({"prepare", "call"}, call);
-  for (const Form& form : kForms) {
-    if (name == form.name) return form;
-  }
+  if (const std::optional<KeyRows> keys = find_call(name)) return *keys;
   fail_argument("prepare: call: \"", name, "\", takes \"sdpa\", \"sdpa_varlen\" or \"sdpa_paged\"");
 }
 
@@ -31,7 +21,7 @@ PreparedCall* prepare(const nb::args& given, const nb::kwargs& options) {
     PyErr_SetString(PyExc_TypeError, "prepare: call: is missing");
     nb::raise_python_error();
   }
-  const Form& form = form_of(given[0]);
+  const KeyRows keys = keys_of(given[0]);
   std::vector<PyObject*> values;
   for (std::size_t i = 1; i < given.size(); ++i) values.push_back(nb::handle(given[i]).ptr());
   const auto n_positional = static_cast<Py_ssize_t>(values.size());
@@ -47,7 +37,7 @@ PreparedCall* prepare(const nb::args& given, const nb::kwargs& options) {
   }
   const nb::tuple keywords(names);
   const SdpaCall call =
-      parse_sdpa_call(form.name, form.keys, values.data(), n_positional, keywords.ptr());
+      parse_sdpa_call(call_name(keys), keys, values.data(), n_positional, keywords.ptr());
   const bool has_capacity = kv_capacity.is_valid() && !kv_capacity.is_none();
   return new PreparedCall(call, has_capacity ? kv_capacity.ptr() : nullptr);
 }

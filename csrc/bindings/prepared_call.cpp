@@ -266,31 +266,16 @@ nb::object PreparedCall::run(const Arrays& arrays, const Buffer& scratch) const 
   Outputs outputs;
   import_arrays(call, inputs);
   if (call.out != nullptr) import_out(call, inputs, outputs.out.array);
-  for_each_input(call, inputs, inputs.problem,
-                 [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
-                   require_place(call, argument, array, device);
-                 });
-  refuse_changed_arrays(call, inputs, outputs.out.array);
-  make_outputs(call, device, inputs, outputs);
-  require_place(call, {call.name, "out"}, outputs.out.array, device);
+  make_placed_outputs(call, device, inputs, outputs);
   require_prepared_out(call, inputs, outputs.out.array);
   refuse_hidden_overlap_of_run(call, device, inputs, outputs);
   const PreparedSdpa core = *core_;
   without_gil([&] {
-    SdpaOperands operands;
-    for_each_input(
-        call, inputs, inputs.problem,
-        [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
-          operands.*buffer = input_buffer(device, argument, array, layout);
-        });
-    bind_outputs(call, device, inputs, outputs, operands);
-    core.run(operands, scratch);
-    finish_outputs(call, device, inputs, outputs, operands);
+    work_on_arrays(
+        call, device, inputs, outputs,
+        [&](const SdpaOperands& operands, const SdpaProblem&) { core.run(operands, scratch); });
   });
-  const Argument argument{call.name, "q"};
-  nb::object out = outputs.out.take(argument, call.q);
-  if (!inputs.problem.return_lse) return out;
-  return nb::make_tuple(out, outputs.lse.take(argument, call.q));
+  return take_outputs(call, inputs, outputs);
 }
 
 void PreparedCall::encode(CommandEncoder& encoder, const KernelRegistry& registry,

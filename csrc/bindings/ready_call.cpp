@@ -20,13 +20,6 @@ const Device& choose_device(const SdpaCall& call, const SdpaInputs& inputs,
   return inputs.q.on_metal ? named.emplace("metal") : cpu_device();
 }
 
-}  // namespace
-
-const Device& cpu_device() {
-  static const Device* const device = new Device("cpu");
-  return *device;
-}
-
 /// The CPU takes host memory. Metal takes both when the call asks for Metal by name; host arrays
 /// are not mixed with Metal ones unasked, but for page numbers.
 void require_place(const SdpaCall& call, Argument argument, const Array& array,
@@ -53,6 +46,31 @@ void refuse_changed_arrays(const SdpaCall& call, SdpaInputs& inputs, const Array
   if (call.out != nullptr) refuse_changed({call.name, "out"}, call.out, out);
 }
 
+}  // namespace
+
+const Device& cpu_device() {
+  static const Device* const device = new Device("cpu");
+  return *device;
+}
+
+void make_placed_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
+                         Outputs& outputs) {
+  for_each_input(call, inputs, inputs.problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
+                   require_place(call, argument, array, device);
+                 });
+  refuse_changed_arrays(call, inputs, outputs.out.array);
+  make_outputs(call, device, inputs, outputs);
+  require_place(call, {call.name, "out"}, outputs.out.array, device);
+}
+
+nb::object take_outputs(const SdpaCall& call, const SdpaInputs& inputs, Outputs& outputs) {
+  const Argument argument{call.name, "q"};
+  nb::object out = outputs.out.take(argument, call.q);
+  if (!inputs.problem.return_lse) return out;
+  return nb::make_tuple(out, outputs.lse.take(argument, call.q));
+}
+
 void make_ready(const SdpaCall& call, ReadyCall& ready) {
   SdpaInputs& inputs = ready.inputs;
   read_sdpa_inputs(call, inputs);
@@ -61,13 +79,7 @@ void make_ready(const SdpaCall& call, ReadyCall& ready) {
   if (call.out != nullptr) import_out(call, inputs, ready.outputs.out.array);
   validate_problem(inputs.problem, device.limits(), call.name);
   require_features(call.name, device.kind(), inputs.problem);
-  for_each_input(call, inputs, inputs.problem,
-                 [&](Argument argument, PyObject*, const Array& array, auto, auto&) {
-                   require_place(call, argument, array, device);
-                 });
-  refuse_changed_arrays(call, inputs, ready.outputs.out.array);
-  make_outputs(call, device, inputs, ready.outputs);
-  require_place(call, {call.name, "out"}, ready.outputs.out.array, device);
+  make_placed_outputs(call, device, inputs, ready.outputs);
 }
 
 void check_arrays(const SdpaCall& call, const Device& device, const SdpaInputs& inputs,

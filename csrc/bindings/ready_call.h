@@ -25,12 +25,13 @@ struct ReadyCall {
 /// caller's code afterwards.
 void make_ready(const SdpaCall& call, ReadyCall& ready);
 
-/// InvalidArgument where an array lies in memory that `device` is not to take it from.
-void require_place(const SdpaCall& call, Argument argument, const Array& array,
-                   const Device& device);
+/// Where the arrays lie is checked, and the outputs that the caller did not give are made.
+/// InvalidArgument for memory that `device` is not to take an array from.
+void make_placed_outputs(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
+                         Outputs& outputs);
 
-/// refuse_changed for every array of the call, where one is of an unknown class.
-void refuse_changed_arrays(const SdpaCall& call, SdpaInputs& inputs, const Array& out);
+/// out, or (out, lse), as the caller gets it.
+nb::object take_outputs(const SdpaCall& call, const SdpaInputs& inputs, Outputs& outputs);
 
 /// What the core would refuse about memory, as `device` sees the arrays themselves.
 void check_arrays(const SdpaCall& call, const Device& device, const SdpaInputs& inputs,
@@ -57,6 +58,22 @@ Buffer input_buffer(const Device& device, Argument argument, const Array& array,
   Buffer copy = stage_in(device, array, placement);
   place(placement, layout);
   return copy;
+}
+
+/// Calls work(operands, problem) on the memory of the call's arrays, with copies in and out where
+/// the device needs them. Needs no GIL.
+template <typename Work>
+void work_on_arrays(const SdpaCall& call, const Device& device, SdpaInputs& inputs,
+                    const Outputs& outputs, const Work& work) {
+  SdpaProblem& problem = inputs.problem;
+  SdpaOperands operands;
+  for_each_input(call, inputs, problem,
+                 [&](Argument argument, PyObject*, const Array& array, auto buffer, auto& layout) {
+                   operands.*buffer = input_buffer(device, argument, array, layout);
+                 });
+  bind_outputs(call, device, inputs, outputs, operands);
+  work(operands, problem);
+  finish_outputs(call, device, inputs, outputs, operands);
 }
 
 }  // namespace metal_sdpa::python

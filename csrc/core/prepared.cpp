@@ -21,7 +21,6 @@ constexpr const char* kPrepare = "prepare";
 /// What a run looks at; never changed once it is made.
 struct Schedule {
   SdpaProblem problem;
-  SdpaProblem checked;  ///< the same with a table whose entries were looked at
   Buffer block_table;
   Plan plan;
 };
@@ -31,10 +30,8 @@ std::shared_ptr<const Schedule> make_schedule(const Device& device, SdpaProblem 
   validate_problem(problem, device.limits(), call);
   if (block_table.valid()) validate_table(problem, block_table, *device.backend(), call);
   Plan plan = plan_valid(*device.backend(), problem, device.options());
-  SdpaProblem checked = problem;
-  if (checked.pages.has_value()) checked.pages->check_entries = false;
   return std::make_shared<const Schedule>(
-      Schedule{std::move(problem), std::move(checked), block_table, std::move(plan)});
+      Schedule{std::move(problem), block_table, std::move(plan)});
 }
 
 /// Valid operands of the schedule. A table that was checked when it was prepared is not looked at
@@ -46,7 +43,7 @@ class CheckedOperands {
       : given_(given) {
     const bool lacks_table = schedule.problem.pages.has_value() && !given.block_table.valid();
     if (lacks_table) all_.emplace(given).block_table = schedule.block_table;
-    validate_operands(lacks_table ? schedule.checked : schedule.problem, operands(), backend, call);
+    validate_operands(schedule.problem, operands(), backend, call, !lacks_table);
   }
 
   const SdpaOperands& operands() const { return all_.has_value() ? *all_ : given_; }
@@ -101,14 +98,12 @@ struct PreparedSdpa::State {
 
   Device device;
   std::shared_ptr<const Schedule> schedule;  ///< guarded by process_mutex()
-  std::uint64_t capacity_bytes = 0;          ///< of scratch for all of kv_capacity
 };
 
 PreparedSdpa::PreparedSdpa(const Device& device, const SdpaProblem& problem,
                            const Buffer& block_table)
     : state_(std::make_shared<State>(device)) {
   state_->schedule = make_schedule(device, problem, block_table, kPrepare);
-  state_->capacity_bytes = carved_bytes(plan_capacity(device, problem));
 }
 
 Device PreparedSdpa::device() const { return state_->device; }
@@ -118,7 +113,9 @@ SdpaProblem PreparedSdpa::problem() const { return state_->now()->problem; }
 Plan PreparedSdpa::plan() const { return state_->now()->plan; }
 
 std::uint64_t PreparedSdpa::scratch_bytes() const {
-  return std::max(state_->capacity_bytes, carved_bytes(state_->now()->plan));
+  const std::shared_ptr<const Schedule> schedule = state_->now();
+  return std::max(carved_bytes(plan_capacity(state_->device, schedule->problem)),
+                  carved_bytes(schedule->plan));
 }
 
 void PreparedSdpa::run(const SdpaOperands& operands, const Buffer& scratch) const {

@@ -12,9 +12,11 @@ namespace metal_sdpa {
 SdpaProblem problem_from_params(const SdpaParams& params, const Buffer& q, std::int64_t batch_size);
 
 /// Dtypes, devices, extents and overlaps of the memory; the problem must have passed
-/// validate_problem. Exported for the bindings; no public header declares it.
+/// validate_problem. `look_at_entries`: also the page numbers that rows see, where the problem
+/// wants that. Exported for the bindings; no public header declares it.
 METAL_SDPA_API void validate_operands(const SdpaProblem& problem, const SdpaOperands& operands,
-                                      const Backend& backend, const char* call);
+                                      const Backend& backend, const char* call,
+                                      bool look_at_entries = true);
 
 /// The block table alone: dtype, device, extent, and the page numbers that rows see.
 void validate_table(const SdpaProblem& problem, const Buffer& block_table, const Backend& backend,

@@ -3,7 +3,7 @@ the greedy tokens of their own eager attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from metal_sdpa.integrations import transformers as metal
 from metal_sdpa.integrations.transformers import attention
 
 pytestmark = [
+    pytest.mark.usefixtures("registered"),
     pytest.mark.filterwarnings("default"),  # what transformers and torch warn of among themselves
 ]
 
@@ -39,26 +40,10 @@ IN_HALF = {
 }
 
 
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    metal.register(cache=False)
-    yield
-    metal.unregister()
-
-
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def calls(keywords_of: Callable[[Any, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The keywords of every call of metal_sdpa.sdpa."""
-    seen: list[dict[str, Any]] = []
-
-    stock = attention.sdpa
-
-    def counted(*arrays: Any, **keywords: Any) -> Any:
-        seen.append(keywords)
-        return stock(*arrays, **keywords)
-
-    monkeypatch.setattr(attention, "sdpa", counted)
-    return seen
+    return keywords_of(attention, "sdpa")
 
 
 def tokens(rows: int = 2, length: int = PROMPT) -> torch.Tensor:

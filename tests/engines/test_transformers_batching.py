@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,30 +14,18 @@ import zoo
 from metal_sdpa.integrations import flash_attn
 from metal_sdpa.integrations import transformers as metal
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.usefixtures("registered"),
+    pytest.mark.filterwarnings("default"),
+]
 
 NEW_TOKENS = 5
 
 
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    metal.register(cache=False)
-    yield
-    metal.unregister()
-
-
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def calls(keywords_of: Callable[[Any, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The keywords of every call of flash_attn_varlen_func."""
-    seen: list[dict[str, Any]] = []
-    stock = flash_attn.sdpa_varlen
-
-    def counted(*arrays: Any, **keywords: Any) -> Any:
-        seen.append(keywords)
-        return stock(*arrays, **keywords)
-
-    monkeypatch.setattr(flash_attn, "sdpa_varlen", counted)
-    return seen
+    return keywords_of(flash_attn, "sdpa_varlen")
 
 
 def settings() -> GenerationConfig:

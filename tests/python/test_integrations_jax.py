@@ -540,7 +540,7 @@ def test_fallbacks_of_many_reasons_are_counted_together() -> None:
     with route.enabled():
         assert [module.name(i) for i in range(70)] == list(range(70))
         module.name(3)
-    stats = route.stats()
+    stats = route.counts.stats()
     assert len(stats.fell_back) == 65
     assert stats.fell_back["other reasons"] == 6
     assert stats.fell_back["reason 3"] == 2

@@ -26,6 +26,38 @@ class Stats:
     last_reason: str | None = None
 
 
+class Counts:
+    """Counts of calls, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._fell_back: dict[str, int] = {}
+        self._last_reason: str | None = None
+
+    def take(self) -> None:
+        """One that ran here."""
+        with self._lock:
+            self._taken += 1
+
+    def fall_back(self, reason: str) -> None:
+        """One that the library's own function is to run."""
+        with self._lock:
+            self._last_reason = reason
+            if reason not in self._fell_back and len(self._fell_back) >= _MOST_REASONS:
+                reason = _OTHERS
+            self._fell_back[reason] = self._fell_back.get(reason, 0) + 1
+
+    def stats(self) -> Stats:
+        with self._lock:
+            return Stats(self._taken, dict(self._fell_back), self._last_reason)
+
+    def reset(self) -> None:
+        with self._lock:
+            self._taken, self._last_reason = 0, None
+            self._fell_back.clear()
+
+
 class Route:
     """`module.name`, to be replaced by `replacement` while it is on.
 
@@ -40,7 +72,7 @@ class Route:
         self._stands = False
         self._blocks = 0
         self._lock = threading.Lock()
-        self._stats = Stats()
+        self.counts = Counts()
 
         def routed(*arguments: Any, **keywords: Any) -> Any:
             function = self._replacement if self.is_on() else self.own
@@ -74,29 +106,10 @@ class Route:
                 self._blocks -= 1
                 self._settle()
 
-    def take(self) -> None:
-        """Counts a call that runs here."""
-        with self._lock:
-            now = self._stats
-            self._stats = Stats(now.taken + 1, now.fell_back, now.last_reason)
-
     def fall_back(self, reason: str, *arguments: Any, **keywords: Any) -> Any:
         """The library's own result, with the reason counted."""
-        with self._lock:
-            counts = dict(self._stats.fell_back)
-            key = reason if reason in counts or len(counts) < _MOST_REASONS else _OTHERS
-            counts[key] = counts.get(key, 0) + 1
-            self._stats = Stats(self._stats.taken, counts, reason)
+        self.counts.fall_back(reason)
         return self.own(*arguments, **keywords)
-
-    def stats(self) -> Stats:
-        with self._lock:
-            now = self._stats
-            return Stats(now.taken, dict(now.fell_back), now.last_reason)
-
-    def reset_stats(self) -> None:
-        with self._lock:
-            self._stats = Stats()
 
     def _settle(self) -> None:
         """A function that somebody else put in place of ours, or before us, stays where it is."""

@@ -20,6 +20,7 @@ import torch
 
 from metal_sdpa import InvalidArgument, Unsupported
 from metal_sdpa.integrations.torch import merge_states, sdpa, sdpa_paged, sdpa_varlen, write_kv
+from metal_sdpa.integrations.torch._calls import contiguous_rows as _rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -420,10 +421,3 @@ def _require_dims(call: str, dims: int, **tensors: Tensor) -> None:
         if tensor.dim() != dims:
             shape = tuple(tensor.shape)
             raise InvalidArgument(f"{call}: {name}: shape {shape}, takes {dims} dimensions")
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with a contiguous last dimension."""
-    if tensor.stride(-1) == 1 or tensor.size(-1) == 1:
-        return tensor
-    return tensor.contiguous()

@@ -248,19 +248,19 @@ def stats() -> Stats:
     float32, float16 and bfloat16, other platforms than the CPU, a scale that is traced, heads that
     are too large, and implementation="cudnn".
     """
-    return _route.stats()
+    return _route.counts.stats()
 
 
 def reset_stats() -> None:
     """Counts from 0 again."""
-    _route.reset_stats()
+    _route.counts.reset()
 
 
 def _routed(query: Any, key: Any, value: Any, *masks: Any, **options: Any) -> Any:
     reason = _reason_for_jax((query, key, value), options)
     if reason is None:
         out = dot_product_attention(query, key, value, *masks, **options)
-        _route.take()
+        _route.counts.take()
         return out
     return _route.fall_back(reason, query, key, value, *masks, **options)
 

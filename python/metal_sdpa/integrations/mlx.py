@@ -74,7 +74,7 @@ def scaled_dot_product_attention(
             arrays.append(sinks if sinks.dtype in (mx.float32, dtype) else sinks.astype(dtype))
         if _evaluated(arrays):
             out = _attend(arrays, names, float(scale), causal)
-            _route.take()
+            _route.counts.take()
             return out
         reason = "mx.compile or mx.vmap traces an array"
     options = {"force_fused": True} if force_fused else {}
@@ -109,12 +109,12 @@ def is_enabled() -> bool:
 
 def stats() -> Stats:
     """How many calls ran here, how many in MLX and why, since the start or `reset_stats()`."""
-    return _route.stats()
+    return _route.counts.stats()
 
 
 def reset_stats() -> None:
     """Counts from 0 again."""
-    _route.reset_stats()
+    _route.counts.reset()
 
 
 _route = Route(mx.fast, _CALL, scaled_dot_product_attention)

@@ -7,9 +7,11 @@ write_kv and merge_states are metal_sdpa's functions as torch.compile(fullgraph=
 torch.ops.metal_sdpa holds the operators behind them.
 """
 
+from metal_sdpa.integrations._route import Stats
+
 from ._calls import merge_states, sdpa, sdpa_paged, sdpa_varlen, write_kv
 from ._functional import scaled_dot_product_attention
-from ._route import Stats, disable, enable, enabled, is_enabled, reset_stats, stats, why_not
+from ._route import disable, enable, enabled, is_enabled, reset_stats, stats, why_not
 from ._varlen import varlen_attn, varlen_attn_out
 
 __all__ = [

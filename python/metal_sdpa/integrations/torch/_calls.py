@@ -28,6 +28,13 @@ def is_traced() -> bool:
     return bool(_is_compiling() or _dispatch_modes())
 
 
+def contiguous_rows(tensor: Tensor) -> Tensor:
+    """The tensor where its last dimension is contiguous, else a copy that has it so."""
+    if tensor.stride(-1) == 1 or tensor.size(-1) == 1:
+        return tensor
+    return tensor.contiguous()
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Result:
     """metal_sdpa.sdpa with all of its arguments, also under torch.compile(fullgraph=True)."""
     if not is_traced():

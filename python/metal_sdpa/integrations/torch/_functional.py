@@ -151,7 +151,7 @@ def _broadcast(*shapes: Shape) -> Shape | None:
 
 def _four_dims(tensor: Tensor, lead: Shape) -> Tensor:
     """[B, H, L, E], of which B and H are 1 where there is no such dimension."""
-    rows = tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
+    rows = _calls.contiguous_rows(tensor)
     if rows.shape[:-2] != lead:
         rows = rows.expand(*lead, *rows.shape[-2:])
     for _ in range(2 - len(lead)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import metal_sdpa
 from metal_sdpa import DeviceNotFound, InvalidArgument, Unsupported, UnsupportedDType
+from metal_sdpa.integrations._route import Counts, Stats
 
 from . import _calls, _functional
 
@@ -27,32 +27,12 @@ _MASK_DTYPES = (torch.bool, *_DTYPES)
 _MAX_HEAD_DIM = metal_sdpa.Device("cpu").limits.max_head_dim
 _REFUSALS = (InvalidArgument, Unsupported, UnsupportedDType, DeviceNotFound)
 
-# Texts of refusals hold shapes: beyond so many of them the rest is counted together.
-_MOST_REASONS = 64
-_OTHERS = "other reasons"
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What became of the calls since the start, or since reset_stats().
-
-    taken: calls that ran here; fell_back: calls that torch ran, by the reason; last_reason: of the
-    latest of them. Calls in code that torch.compile has made are not counted.
-    """
-
-    taken: int = 0
-    fell_back: dict[str, int] = field(default_factory=dict)
-    last_reason: str | None = None
-
-
 _lock = threading.Lock()
 _active = False
 _enabled_for_good = False
 _open_contexts = 0
 _replaced: Any = None  # what torch.nn.functional had before
-_taken = 0
-_fell_back: dict[str, int] = {}
-_last_reason: str | None = None
+_counts = Counts()
 
 
 def enable() -> None:
@@ -102,17 +82,16 @@ def is_enabled() -> bool:
 
 
 def stats() -> Stats:
-    """How many calls ran here, how many in torch and why."""
-    with _lock:
-        return Stats(_taken, dict(_fell_back), _last_reason)
+    """How many calls ran here, how many in torch and why, since the start or reset_stats().
+
+    Calls in code that torch.compile has made are not counted.
+    """
+    return _counts.stats()
 
 
 def reset_stats() -> None:
     """Counts from 0 again."""
-    global _taken, _last_reason
-    with _lock:
-        _taken, _last_reason = 0, None
-        _fell_back.clear()
+    _counts.reset()
 
 
 def why_not(
@@ -179,9 +158,9 @@ def _routed(
             except _REFUSALS as error:
                 reason = str(error)
             else:
-                _count_taken()
+                _counts.take()
                 return out
-        _count_fallback(reason)
+        _counts.fall_back(reason)
     return _torchs(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -258,18 +237,3 @@ def _update() -> None:
 
 # torch.jit.script takes the name for torch's operator, as it does outside of enable().
 torch.jit._builtins._register_builtin(_routed, "aten::scaled_dot_product_attention")
-
-
-def _count_taken() -> None:
-    global _taken
-    with _lock:
-        _taken += 1
-
-
-def _count_fallback(reason: str) -> None:
-    global _last_reason
-    with _lock:
-        _last_reason = reason
-        if reason not in _fell_back and len(_fell_back) >= _MOST_REASONS:
-            reason = _OTHERS
-        _fell_back[reason] = _fell_back.get(reason, 0) + 1

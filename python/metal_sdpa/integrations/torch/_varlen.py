@@ -53,8 +53,7 @@ def varlen_attn(
 
         out = varlen_attn(q, k, v, cu, cu, longest, longest, window_size=(-1, 0))
     """
-    options = _options(query, key, block_table, scale, window_size, enable_gqa)
-    options["return_lse"] = return_aux is not None and return_aux.lse
+    options = _options(query, key, block_table, return_aux, scale, window_size, enable_gqa)
     return _attend(query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table, options)
 
 
@@ -77,8 +76,7 @@ def varlen_attn_out(
     num_splits: int | None = None,
 ) -> Result:
     """varlen_attn into `out` [Tq, Hq, Dv], of query's dtype or float32."""
-    options = _options(query, key, block_table, scale, window_size, enable_gqa)
-    options["return_lse"] = return_aux is not None and return_aux.lse
+    options = _options(query, key, block_table, return_aux, scale, window_size, enable_gqa)
     options["out"] = out
     return _attend(query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table, options)
 
@@ -87,6 +85,7 @@ def _options(
     query: Tensor,
     key: Tensor,
     block_table: Tensor | None,
+    return_aux: AuxRequest | None,
     scale: float | None,
     window_size: tuple[int, int],
     enable_gqa: bool,
@@ -104,6 +103,7 @@ def _options(
         "scale": scale,
         "causal": False,
         "window": None if left < 0 and right < 0 else (max(left, -1), max(right, -1)),
+        "return_lse": return_aux is not None and return_aux.lse,
     }
 
 

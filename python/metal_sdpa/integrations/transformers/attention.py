@@ -9,6 +9,7 @@ from transformers.utils import is_torchdynamo_compiling
 
 from metal_sdpa import Unsupported
 from metal_sdpa.integrations.torch import sdpa
+from metal_sdpa.integrations.torch._calls import contiguous_rows
 
 from .masks import LazyMask
 
@@ -149,7 +150,7 @@ def _sinks(s_aux: Tensor | None, sinks: Tensor | None, query: Tensor) -> Tensor 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
     """[batch, H, rows, E] with a contiguous last axis."""
-    rows = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+    rows = contiguous_rows(tensor)
     return rows if rows.shape[0] == batch else rows.expand(batch, -1, -1, -1)
 
 

@@ -1,6 +1,6 @@
 """Milliseconds a token of mlx-lm, with its own attention and with ours, on a cache of any length.
 
-python bench/engines/mlx_lm_decode.py --prompt 2048 16384 --dtype f32 bf16 f16
+python -m bench.engines_mlx_lm --prompt 2048 16384 --dtype f32 bf16 f16
 
 Random weights of a Llama of 2 layers with 16/4 heads of 64. The cache is filled without a prompt:
 only decoding is measured. Both take turns, token by token; medians are printed.
