@@ -143,8 +143,8 @@ CAPI_MUTANTS = (
     mutant(
         "C: an update passes over another number of rows",
         PREPARED,
-        "given.seq_len == prepared.seq_len &&",
-        "",
+        "return given.seq_len == prepared.seq_len;",
+        "return true;",
         "c_api_prepared_test",
         SCHEDULES,
     ),
